@@ -1,0 +1,46 @@
+# One command each. `make sif` on a fresh machine sets up what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+IMAGE  ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv apptainer sif verify test test-fast check goldens schema bench clean
+
+help:            ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+venv: $(BIN)/.ready ## make the project's own Python environment
+$(BIN)/.ready: pyproject.toml requirements-dev.lock ci/make-venv.sh
+	@bash ci/make-venv.sh $(PYTHON) $(VENV)
+	@touch $@
+
+apptainer:       ## install Apptainer if it is missing (needs root)
+	@command -v apptainer >/dev/null || bash ci/install-apptainer.sh
+
+sif: venv apptainer ## build the default image, or IMAGE=NAME
+	@$(BIN)/python build.py $(IMAGE)
+
+verify: venv apptainer ## build if stale, then verify on this node
+	@$(BIN)/python build.py --verify $(IMAGE) $(VERIFY_OPTIONS)
+
+test: venv apptainer ## every test, the real default image included
+	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+test-fast: venv  ## tests that need seconds and no Apptainer
+	@$(BIN)/python -m pytest -m "not apptainer and not image and not gpu" $(PYTEST_OPTIONS)
+
+check: venv      ## lint, types, import contract
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+goldens: venv    ## rewrite tests/golden from what is rendered now; read the diff
+	@$(BIN)/python -m pytest tests/golden -q --update-goldens
+
+schema: venv     ## rewrite the editors' JSON Schemas
+	@$(BIN)/python -m sifkit.schema
+
+bench: venv apptainer ## measure: sifkit against the hand-written definition, in one run
+	@$(BIN)/python -m bench
+
+clean:           ## remove build products (images too)
+	rm -rf images reports build

@@ -1,0 +1,174 @@
+"""The one door through which sifkit starts programs.
+
+A `Runner` echoes a copy-pasteable command at `-v`, tees output to a log, hands each line to whoever
+shows progress, stops everything on Ctrl-C, and raises `CommandFailed` with the last lines.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import IO
+
+from sifkit.errors import CommandFailed, HostError
+
+TAIL_LINES = 40
+
+_SUPERVISE = Path(__file__).with_name("supervise.py")
+
+# What a child may see of the caller's environment. Everything else (PYTHONPATH, CONDA_*, APPTAINER_BIND,
+# LD_LIBRARY_PATH, …) changes what is built or run without being written anywhere.
+ENVIRONMENT_KEPT = (
+    "HOME LANG LC_ALL LOGNAME PATH SHELL TERM TMPDIR TZ USER XDG_CACHE_HOME XDG_CONFIG_HOME XDG_RUNTIME_DIR "
+    "http_proxy https_proxy no_proxy all_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY "
+    "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSL_CAINFO NETRC SOURCE_DATE_EPOCH"
+).split()
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program to run: what, where, with which additions to the cleaned environment."""
+
+    argv: tuple[str, ...]
+    cwd: Path | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    remove_after: tuple[Path, ...] = ()  # directories that must not outlive the program, even if sifkit is killed
+
+    def shown(self) -> str:
+        """The command as a person would type it."""
+        assignments = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
+        return " ".join([*assignments, shlex.join(self.argv)])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a program answered; `output` holds standard output alone, `tail` the last lines of both."""
+
+    returncode: int
+    output: str
+    tail: tuple[str, ...]
+
+
+class Runner:
+    """Starts programs; every part that acts is handed one."""
+
+    def __init__(self, environ: Mapping[str, str], echo: Callable[[str], None] | None = None) -> None:
+        self.environ = {name: environ[name] for name in ENVIRONMENT_KEPT if name in environ}
+        self._echo = echo
+
+    def which(self, program: str) -> str | None:
+        """Where `program` is, on PATH or in the system directories that ordinary users often lack."""
+        path = self.environ.get("PATH", os.defpath)
+        return shutil.which(program, path=f"{path}:/usr/local/sbin:/usr/sbin:/sbin")
+
+    def run(
+        self,
+        command: Command,
+        *,
+        log: Path | None = None,
+        on_line: Callable[[str], None] | None = None,
+        check: bool = True,
+        timeout: timedelta | None = None,
+    ) -> Result:
+        """Run to the end. Raises `CommandFailed` if it fails (and `check`), `HostError` if it is not there."""
+        if self.which(command.argv[0]) is None:
+            raise HostError(f"{command.argv[0]} is not installed", f"install {command.argv[0]}, or add it to PATH")
+        if self._echo:
+            self._echo(f"$ {command.shown()}")
+        result = _Supervised(command, {**self.environ, **command.env}, log, on_line).wait(timeout)
+        if check and result.returncode != 0:
+            raise failure(command, result)
+        return result
+
+    def output(self, *argv: str) -> str:
+        """Standard output of a short command, stripped."""
+        return self.run(Command(argv)).output.strip()
+
+
+def failure(command: Command, result: Result) -> CommandFailed:
+    """The error for a program that failed, with what it said last."""
+    said = "\n".join(result.tail[-15:])
+    message = f"{Path(command.argv[0]).name} failed (exit {result.returncode})" + (f":\n{said}" if said else "")
+    return CommandFailed(message, returncode=result.returncode, tail=result.tail)
+
+
+class _Supervised:
+    """One running program behind `supervise.py`, its two output streams read by two threads."""
+
+    def __init__(
+        self,
+        command: Command,
+        env: dict[str, str],
+        log: Path | None,
+        on_line: Callable[[str], None] | None,
+    ) -> None:
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._stdout: list[str] = []
+        self._on_line = on_line
+        self._guard = threading.Lock()
+        self._log = log.open("a", encoding="utf-8") if log else None
+        remove = [word for path in command.remove_after for word in ("--remove", str(path))]
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-E", str(_SUPERVISE), *remove, "--", *command.argv],
+            cwd=command.cwd,
+            env=env,
+            stdin=subprocess.PIPE,  # the leash: see supervise.py
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._readers = [
+            threading.Thread(target=self._read, args=(self._process.stdout, True), daemon=True),
+            threading.Thread(target=self._read, args=(self._process.stderr, False), daemon=True),
+        ]
+
+    def _read(self, stream: IO[str], is_stdout: bool) -> None:
+        for raw in stream:
+            line = raw.rstrip("\n").rpartition("\r")[2]  # a progress bar redraws its line: keep the last state
+            with self._guard:
+                if is_stdout:
+                    self._stdout.append(raw)
+                if self._log:
+                    self._log.write(f"{line}\n")
+                    self._log.flush()
+                if line.strip():
+                    self._tail.append(line)
+                    if self._on_line:
+                        self._on_line(line)
+
+    def wait(self, timeout: timedelta | None) -> Result:
+        try:
+            for reader in self._readers:
+                reader.start()
+            self._process.wait(timeout.total_seconds() if timeout else None)
+        except subprocess.TimeoutExpired:
+            self._tail.append(f"(stopped by sifkit: no end after {timeout})")
+            self._stop()
+        except BaseException:  # Ctrl-C, SIGTERM: the children go first, then the exception goes on
+            self._stop()
+            raise
+        finally:
+            for reader in self._readers:
+                reader.join(timeout=5)
+            if self._log:
+                self._log.close()
+        return Result(self._process.returncode, "".join(self._stdout), tuple(self._tail))
+
+    def _stop(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()

@@ -1,0 +1,133 @@
+"""Run one program so that nothing of it outlives sifkit, whatever ends sifkit.
+
+    python supervise.py [--remove DIR]… -- PROGRAM ARG…
+
+Standard input is the leash: a pipe that sifkit holds. When it closes, because sifkit finished, was
+interrupted or was killed with SIGKILL, every descendant is stopped (SIGTERM, then SIGKILL) and each
+DIR is removed. As a "subreaper" (prctl(2)) this process inherits the children of children that died,
+so daemons that a build leaves behind (squashfuse, fuse-overlayfs, gpg-agent) are found too.
+
+Stands alone on purpose: standard library only, started by path, alive while its parent is dead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+GRACE_SECONDS = 20.0  # Apptainer removes its sandbox on SIGTERM; an 8 GB tree takes seconds
+
+
+def main(argv: list[str]) -> int:
+    """Run the program after `--`; return its exit code (128+N when signal N ended it)."""
+    split = argv.index("--")
+    remove = [Path(path) for flag, path in zip(argv[:split:2], argv[1:split:2], strict=True) if flag == "--remove"]
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's signals are sifkit's to answer
+        signal.signal(number, signal.SIG_IGN)
+    wakeup = _wake_on(signal.SIGTERM, signal.SIGCHLD)
+    try:
+        child = subprocess.Popen(argv[split + 1 :], stdin=subprocess.DEVNULL, preexec_fn=_default_signals)
+    except OSError as error:
+        print(f"{argv[split + 1]}: {error.strerror}", file=sys.stderr)
+        return 127
+    try:
+        code = _wait(child, wakeup)
+    finally:
+        stop_descendants(GRACE_SECONDS)
+        for path in remove:
+            _remove_tree(path)
+    return code
+
+
+def _default_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _wake_on(*signals: int) -> int:
+    """Turn signals into bytes on a pipe, so that one `select` waits for them and for the leash."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write)
+    for number in signals:
+        signal.signal(number, lambda *_: None)
+    return read
+
+
+def _wait(child: subprocess.Popen[bytes], wakeup: int) -> int:
+    while child.poll() is None:
+        ready, _, _ = select.select([sys.stdin, wakeup], [], [])
+        if wakeup in ready and signal.SIGTERM in os.read(wakeup, 4096):
+            return 128 + signal.SIGTERM
+        if sys.stdin in ready and not os.read(sys.stdin.fileno(), 4096):
+            return 128 + signal.SIGTERM
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def stop_descendants(grace: float) -> None:
+    """SIGTERM to every descendant, SIGKILL to what is left after `grace` seconds; reap them all."""
+    deadline = time.monotonic() + grace
+    _signal_all(signal.SIGTERM)
+    while _reap() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    while _reap():
+        _signal_all(signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _reap() -> bool:
+    """Collect finished children; True while there are others."""
+    try:
+        while True:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return True
+    except ChildProcessError:
+        return False
+
+
+def _signal_all(number: int) -> None:
+    for pid in _descendants(os.getpid()):
+        try:
+            os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            continue  # gone meanwhile, or of a mapped user, whose parent we do reach
+
+
+def _descendants(root: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            stat = Path("/proc", entry, "stat").read_text(errors="replace")
+        except OSError:
+            continue  # ended between listdir and here
+        children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry))
+    found, queue = [], [root]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove `path`; files of mapped users (a rootless build that was killed) need their namespace."""
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists() and shutil.which("unshare"):
+        enter = ["unshare", "--user", "--map-auto", "--map-root-user"]  # util-linux ≥ 2.38
+        subprocess.run([*enter, "rm", "-rf", "--", str(path)], stdin=subprocess.DEVNULL, check=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
