@@ -1,0 +1,259 @@
+"""The frozen data that flows through sifkit: specs, sites, bases, resolved images.
+
+The pydantic models are the single source of what a spec and a site file may say: loading, the
+editors' JSON Schema and the reference pages all come from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+Version = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)*((a|b|rc|\.post|\.dev)\d+)?$")]
+MinorVersion = Annotated[str, StringConstraints(pattern=r"^\d+\.\d+$")]
+DebianPackage = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+:~-]+)?$")]
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/")]
+
+# One token inside a definition header: Apptainer reads the rest of the line as the value.
+_ONE_LINE = r"^[^\s\x00-\x1f]+$"
+SourceReference = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$")]
+OneWord = Annotated[str, StringConstraints(pattern=_ONE_LINE)]
+
+
+class Strict(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+# ---------------------------------------------------------------------------------------------- bases
+
+
+class Debootstrap(Strict):
+    """A Debian or Ubuntu tree made by debootstrap from a package mirror."""
+
+    bootstrap: Literal["debootstrap"]
+    suite: OneWord = Field(description="the release's code name", examples=["trixie"])
+    mirror: OneWord | None = Field(None, description="package mirror; null takes it from the host's apt sources")
+
+
+class DockerBase(Strict):
+    """An image from a registry; give the digest (`name@sha256:…`) to have the same one next month."""
+
+    bootstrap: Literal["docker"]
+    from_: OneWord = Field(alias="from", examples=["debian:trixie-slim"])
+
+
+class LocalImage(Strict):
+    """A .sif or a sandbox directory on this filesystem."""
+
+    bootstrap: Literal["localimage"]
+    from_: SourceReference = Field(alias="from", examples=["/shared/images/debian-trixie.sif"])
+
+
+class OciArchive(Strict):
+    """A tar file in OCI layout, as `podman save --format oci-archive` writes."""
+
+    bootstrap: Literal["oci-archive"]
+    from_: SourceReference = Field(alias="from")
+
+
+class DockerArchive(Strict):
+    """A tar file as `docker save` writes."""
+
+    bootstrap: Literal["docker-archive"]
+    from_: SourceReference = Field(alias="from")
+
+
+class Scratch(Strict):
+    """An empty tree with directories of the build host copied in: for hosts without any network or registry."""
+
+    bootstrap: Literal["scratch"]
+    copy_: tuple[AbsolutePath, ...] = Field(
+        ("/usr/bin", "/usr/lib", "/usr/lib64", "/usr/include", "/etc/passwd", "/etc/group", "/etc/ld.so.conf",
+         "/etc/ld.so.conf.d", "/etc/ssl/certs", "/etc/alternatives"),
+        alias="copy",
+        description="files and directories of the host, copied to the same place; those that are not there are left out",
+    )  # fmt: skip
+
+
+Base = Annotated[
+    Debootstrap | DockerBase | LocalImage | OciArchive | DockerArchive | Scratch, Field(discriminator="bootstrap")
+]
+
+
+# ---------------------------------------------------------------------------------------------- image spec
+
+
+class Torch(Strict):
+    """Which torch. torchvision and torchaudio follow from it: the three are one set."""
+
+    version: Version = Field(examples=["2.9.1"])
+    cuda: MinorVersion = Field(description="the CUDA that torch is built for", examples=["12.8"])
+
+
+class LlamaFactory(Strict):
+    """Which LLaMA-Factory."""
+
+    version: Version = Field(examples=["0.9.5"])
+
+
+class ImageSpec(Strict):
+    """What is in an image: the same on every machine. `definitions/NAME.yaml`."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)] = Field(
+        description="file name of the image, without .sif; the spec's own file name"
+    )
+    base: OneWord | Base = Field(
+        description="logical name of the operating system (the site says how to obtain it), or a base written out"
+    )
+    python: MinorVersion = Field(description="the base's Python", examples=["3.13"])
+    torch: Torch
+    llamafactory: LlamaFactory
+    extras: tuple[OneWord, ...] = Field((), description="LLaMA-Factory's optional dependencies, by the names of its wheel")
+    packages: tuple[SourceReference, ...] = Field((), description="further Python requirements, as pip writes them")
+    sdists: tuple[OneWord, ...] = Field((), description="Python packages that may be built from source, besides those known")
+    apt: tuple[DebianPackage, ...] = Field((), description="Debian packages besides Python itself")
+    env: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
+        default_factory=dict, description="environment variables inside the image"
+    )
+
+    @field_validator("env")
+    @classmethod
+    def _one_line_values(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if re.search(r"[\x00-\x1f]", text):
+                raise ValueError(f"{name} holds a control character or a line break")
+        return value
+
+    def digest(self) -> str:
+        """Identity of what the spec says; comments and the order of keys do not count."""
+        return digest_of(self.model_dump(mode="json", by_alias=True))
+
+
+# ---------------------------------------------------------------------------------------------- site
+
+
+class PythonIndex(Strict):
+    """Where Python packages come from on this site."""
+
+    url: OneWord | None = Field(None, description="package index; null takes uv's and pip's own default")
+    torch_url: OneWord | None = Field(
+        None, description="index of torch builds for other CUDA versions, with {cuda} for cu126 and the like"
+    )
+    wheelhouse: str | None = Field(None, description="directory of wheels, used instead of an index")
+    ca_bundle: str | None = Field(
+        "auto", description="certificates for the build: auto takes the host's, null none, or a path; never baked in"
+    )
+
+
+class SiteGpu(Strict):
+    """The GPUs of this site, for checks where there is none (a login node)."""
+
+    driver: OneWord | None = Field(None, examples=["550.54.15"])
+    models: tuple[str, ...] = Field((), examples=[["A100", "H100"]])
+
+
+class SiteSlurm(Strict):
+    """Defaults for jobs."""
+
+    partition: OneWord | None = None
+    account: OneWord | None = None
+    gres: OneWord = Field("gpu:{n}", description="how this cluster asks for n GPUs")
+
+
+class SiteCache(Strict):
+    """Where caches are kept."""
+
+    hf_home: str | None = None
+
+
+class Site(Strict):
+    """How things are obtained and run here; never part of an image. `site.yaml`."""
+
+    bases: dict[str, Base] = Field(default_factory=dict, description="logical base names of the specs, and how to get each")
+    python_index: PythonIndex = PythonIndex()  # type: ignore[call-arg]
+    tmpdir: str = Field("auto", description="where images are assembled: node-local, with room; auto chooses")
+    gpu: SiteGpu = SiteGpu()  # type: ignore[call-arg]
+    slurm: SiteSlurm = SiteSlurm()  # type: ignore[call-arg]
+    binds: tuple[str, ...] = Field((), description="directories that jobs need besides their own, SOURCE[:TARGET[:ro]]")
+    cache: SiteCache = SiteCache()
+
+
+# ---------------------------------------------------------------------------------------------- resolved
+
+
+@dataclass(frozen=True)
+class TorchSet:
+    """Versions that were released together; the source of each row is in data/torch_sets.yaml."""
+
+    torch: str
+    torchvision: str
+    torchaudio: str
+    cuda: str  # of the builds on the package index
+
+
+@dataclass(frozen=True)
+class LockedPackage:
+    """One file of a lock: a wheel, or for a few packages a source archive."""
+
+    name: str
+    version: str
+    file: str
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A spec resolved: every package, hashed. `text` is the file, a requirements file that pip reads too."""
+
+    text: str
+    inputs_digest: str  # of what it was resolved from: see lock.inputs_digest
+    packages: tuple[LockedPackage, ...]
+
+    def digest(self) -> str:
+        """Identity of the file, byte for byte."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def version_of(self, name: str) -> str | None:
+        """The pinned version of a package, by its normalised name."""
+        return next((package.version for package in self.packages if package.name == name), None)
+
+    def download_bytes(self) -> int:
+        """What a build with an empty cache downloads."""
+        return sum(package.size for package in self.packages)
+
+
+@dataclass(frozen=True)
+class Image:
+    """A spec with all that follows from it: everything that rendering needs."""
+
+    spec: ImageSpec
+    lock: Lock
+    lock_path: str  # as the definition's %files names it, relative to the project's root
+    base: ImageBase
+
+    @property
+    def name(self) -> str:
+        """The spec's name."""
+        return self.spec.name
+
+
+@dataclass(frozen=True)
+class ImageBase:
+    """A base as this site obtains it."""
+
+    name: str  # logical name, "" when the spec wrote the base out
+    source: Debootstrap | DockerBase | LocalImage | OciArchive | DockerArchive | Scratch
+    identity: str  # what staleness compares: the same wherever the same logical base is meant
+
+
+def digest_of(value: object) -> str:
+    """sha256 of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
