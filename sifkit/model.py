@@ -129,6 +129,8 @@ class ImageSpec(Strict):
         for name, text in value.items():
             if re.search(r"[\x00-\x1f]", text):
                 raise ValueError(f"{name} holds a control character or a line break")
+            if "{{" in text:  # Apptainer ≥ 1.2 reads {{ }} in definitions as build arguments
+                raise ValueError(f"{name} holds '{{{{', which Apptainer takes for a build argument")
         return value
 
     def digest(self) -> str:
@@ -186,16 +188,6 @@ class Site(Strict):
 
 
 # ---------------------------------------------------------------------------------------------- resolved
-
-
-@dataclass(frozen=True)
-class TorchSet:
-    """Versions that were released together; the source of each row is in data/torch_sets.yaml."""
-
-    torch: str
-    torchvision: str
-    torchaudio: str
-    cuda: str  # of the builds on the package index
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,170 @@
+"""Locks: every package of an image with version, file and hash, resolved by uv for the image, not for this host.
+
+A lock is a requirements file in pip's own format, so that anything can install from it. One file for each
+package: the wheel that the image's Python and platform will use, named in a comment with its size in bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from packaging.utils import canonicalize_name
+from uv import find_uv_bin
+
+from sifkit.errors import CommandFailed, UsageError
+from sifkit.model import ImageSpec, Lock, LockedPackage, Site
+from sifkit.resolve import Resolution, resolution
+from sifkit.run import Command, Runner
+
+_PACKAGE = re.compile(
+    r"^(?P<name>\S+)==(?P<version>\S+) \\\n    --hash=sha256:(?P<sha256>[0-9a-f]{64})  # (?P<file>\S+) (?P<size>\d+)$",
+    re.MULTILINE,
+)
+_INPUTS = re.compile(r"^# inputs: ([0-9a-f]{64})$", re.MULTILINE)
+
+State = Literal["current", "stale", "missing"]
+
+
+def parse_lock(text: str, file: str) -> Lock:
+    """Read a lock. Raises `UsageError` if it is not one, or was edited so that a package has no hash."""
+    inputs = _INPUTS.search(text)
+    packages = tuple(
+        LockedPackage(m["name"], m["version"], m["file"], int(m["size"]), m["sha256"]) for m in _PACKAGE.finditer(text)
+    )
+    entries = len(re.findall(r"^[^#\s]", text, re.MULTILINE))
+    if inputs is None or not packages or entries != len(packages):
+        raise UsageError(f"{file}: not a lock that sifkit wrote", f"write it again: sifkit lock {Path(file).stem}")
+    return Lock(text, inputs[1], packages)
+
+
+def state(spec: ImageSpec, path: Path) -> State:
+    """Whether the lock at `path` was resolved from what the spec says now. Needs no network."""
+    if not path.is_file():
+        return "missing"
+    return "current" if read_lock(path).inputs_digest == resolution(spec).digest() else "stale"
+
+
+def read_lock(path: Path) -> Lock:
+    """Raises `UsageError` if there is none."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file", f"write it: sifkit lock {path.stem}")
+    return parse_lock(path.read_text(), str(path))
+
+
+def current_lock(spec: ImageSpec, path: Path) -> Lock:
+    """The lock of a spec. Raises `UsageError` when it is missing or stale."""
+    lock = read_lock(path)
+    if lock.inputs_digest != resolution(spec).digest():
+        raise UsageError(f"{path} is stale: the spec changed since it was written", f"run: sifkit lock {spec.name}")
+    return lock
+
+
+def make_lock(spec: ImageSpec, site: Site, runner: Runner) -> Lock:
+    """Resolve with uv. Raises `UsageError` with the resolver's own words when nothing fits."""
+    wanted = resolution(spec)
+    with tempfile.TemporaryDirectory(prefix="sifkit-lock-") as scratch:
+        requirements = Path(scratch, "requirements.in")
+        requirements.write_text("\n".join(wanted.requirements) + "\n")
+        output = Path(scratch, "pylock.toml")
+        command = Command(tuple(uv_command(wanted, site, requirements, output)))
+        result = runner.run(command, check=False)
+        if result.returncode != 0:
+            raise refusal(spec, "\n".join(result.tail), result.returncode)
+        packages = locked_packages(tomllib.loads(output.read_text()), wanted)
+    return parse_lock(render_lock(spec, wanted, packages), f"{spec.name}.lock")
+
+
+def uv_command(wanted: Resolution, site: Site, requirements: Path, output: Path) -> list[str]:
+    """uv's command line, flag beside its value."""
+    index = site.python_index
+    argv = [find_uv_bin(), "pip", "compile", str(requirements), "--output-file", str(output), "--quiet"]
+    argv += ["--format", "pylock.toml", "--no-config", "--no-python-downloads"]
+    argv += ["--python-version", wanted.python, "--python-platform", wanted.platform]
+    argv += ["--only-binary", ":all:"]
+    for name in wanted.sdists:
+        argv += ["--no-binary", name]
+    if index.wheelhouse:
+        argv += ["--no-index", "--find-links", index.wheelhouse]
+    elif index.url:
+        argv += ["--default-index", index.url]
+    if wanted.torch_backend and index.torch_url:
+        argv += ["--index", index.torch_url.format(cuda=wanted.torch_backend), "--index-strategy", "unsafe-best-match"]
+    elif wanted.torch_backend:
+        argv += ["--torch-backend", wanted.torch_backend]
+    return argv
+
+
+def locked_packages(pylock: dict[str, Any], wanted: Resolution) -> list[LockedPackage]:
+    """The one file of each package in uv's pylock.toml (PEP 751). Raises `UsageError` for one without a hash."""
+    packages = []
+    for entry in pylock["packages"]:
+        files = entry.get("wheels") or [entry.get("sdist") or entry.get("archive") or {}]
+        file = files[0]
+        sha256 = file.get("hashes", {}).get("sha256")
+        if not sha256:
+            raise UsageError(f"{entry['name']} {entry.get('version')}: the index gives no sha256", "use another index")
+        name = file.get("name") or (file.get("url") or file["path"]).rsplit("/", 1)[-1]
+        packages.append(
+            LockedPackage(
+                canonicalize_name(entry["name"]), entry["version"], name.replace("%2B", "+"), file.get("size", 0), sha256
+            )
+        )
+    return sorted(packages, key=lambda package: package.name)
+
+
+def render_lock(spec: ImageSpec, wanted: Resolution, packages: list[LockedPackage]) -> str:
+    """The text of a lock."""
+    gigabytes = sum(package.size for package in packages) / 1e9
+    head = [
+        f"# {spec.name}: {len(packages)} packages, {gigabytes:.1f} GB to download; Python {wanted.python}, {wanted.platform}",
+        "# Written by `sifkit lock` from the spec beside it; do not edit. A requirements file: pip and uv read it.",
+        f"# inputs: {wanted.digest()}",
+    ]
+    entries = [
+        f"{package.name}=={package.version} \\\n    --hash=sha256:{package.sha256}  # {package.file} {package.size}"
+        for package in packages
+    ]
+    return "\n".join([*head, *entries]) + "\n"
+
+
+def refusal(spec: ImageSpec, said: str, returncode: int) -> UsageError | CommandFailed:
+    """uv's refusal as it said it, from the conflict on, with the keys of the spec that take part in it."""
+    if "No solution found" not in said and "because" not in said.lower():
+        return CommandFailed(f"uv could not resolve {spec.name}:\n{said}", index_advice(said), returncode=returncode)
+    conflict = re.sub(r"\s*\n\s*", " ", said[max(said.find("Because"), 0) :]).strip()
+    hint = conflict.find(" hint: ")
+    conflict = conflict if hint < 0 else conflict[:hint]
+    return UsageError(f"{spec.name} cannot be resolved:\n  {conflict}", advice(spec, conflict))
+
+
+def advice(spec: ImageSpec, conflict: str) -> str:
+    """Which keys of the spec to change."""
+    keys = {
+        "torch": f"torch.version (now {spec.torch.version})",
+        "llamafactory": f"llamafactory.version (now {spec.llamafactory.version})",
+        "Python": f"python (now {spec.python})",
+    }
+    named = [shown for word, shown in keys.items() if re.search(rf"\b{word}\b", conflict)]
+    own = [requirement for requirement in spec.packages if re.split(r"[^\w.-]", requirement)[0] in conflict]
+    named += [f"packages: {requirement}" for requirement in own]
+    if "no usable wheels" in conflict or "no wheels" in conflict:
+        named.append("sdists: [NAME], if the package is pure Python and may be built from source")
+    return "change one of: " + "; ".join(named or ["extras", "packages"])
+
+
+def index_advice(said: str) -> str | None:
+    """What to do when the index could not be read."""
+    if re.search(r"certificate|tls|ssl", said, re.IGNORECASE):
+        return "the index's certificate is not trusted: set SSL_CERT_FILE to your site's bundle"
+    if re.search(r"dns|connect|timed out|error sending request", said, re.IGNORECASE):
+        return "the package index cannot be reached: set python_index.url or python_index.wheelhouse in the site file"
+    return None

@@ -1,0 +1,150 @@
+"""What follows from a spec: requirements for the resolver, the platform, the base as this site obtains it.
+
+Pure: what the host shows is handed in as `HostBases`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sifkit.errors import UsageError
+from sifkit.model import Base, Debootstrap, DockerBase, ImageBase, ImageSpec, Site, digest_of
+from sifkit.tables import KnownBase, TorchSet, known_bases, known_extras, known_sdists, torch_sets
+
+OLDEST_GLIBC = "2.28"  # of bases that we do not know: what torch's own wheels ask for since 2.6
+NEWEST_MANYLINUX = (2, 40)  # the newest platform that uv names
+
+
+@dataclass(frozen=True)
+class HostBases:
+    """What the build host offers for making bases."""
+
+    debootstrap: bool = False
+    suites: tuple[str, ...] = ()  # that its debootstrap has scripts for
+    mirrors: Mapping[str, str] = field(default_factory=dict)  # apt suite → mirror
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What a lock is resolved from; equal inputs, equal lock."""
+
+    requirements: tuple[str, ...]
+    python: str
+    platform: str
+    sdists: tuple[str, ...]
+    torch_backend: str | None  # cu126 and the like, when the package index's own torch is for another CUDA
+
+    def digest(self) -> str:
+        """Identity; a lock carries it, so that a stale one is known without a resolver."""
+        return digest_of([self.requirements, self.python, self.platform, self.sdists, self.torch_backend])
+
+
+def resolution(spec: ImageSpec) -> Resolution:
+    """Raises `UsageError` for a torch, an extra or a Python that cannot be had."""
+    check_python(spec)
+    torch_set = torch_set_of(spec)
+    packages = (
+        f"torch=={torch_set.torch}",
+        f"torchvision=={torch_set.torchvision}",
+        f"torchaudio=={torch_set.torchaudio}",
+        f"llamafactory=={spec.llamafactory.version}",
+        *(requirement for extra in spec.extras for requirement in _extra(extra)),
+        *spec.packages,
+        "setuptools",  # builds the few packages without wheels, pinned like everything else
+        "uv",  # installs the lock; stays in the image for users' overlays
+    )
+    return Resolution(
+        requirements=packages,
+        python=spec.python,
+        platform=platform_of(spec),
+        sdists=tuple(sorted({*(row.name for row in known_sdists()), *spec.sdists})),
+        torch_backend=None if torch_set.cuda == spec.torch.cuda else f"cu{spec.torch.cuda.replace('.', '')}",
+    )
+
+
+def torch_set_of(spec: ImageSpec) -> TorchSet:
+    """torchvision and torchaudio of the spec's torch. Raises `UsageError` when the set is not known."""
+    sets = torch_sets()
+    try:
+        return sets[spec.torch.version]
+    except KeyError:
+        known = ", ".join(sets)
+        raise UsageError(
+            f"definitions/{spec.name}.yaml: torch.version {spec.torch.version}: no known torchvision and torchaudio",
+            f"use one of {known}; or add its row to sifkit/data/torch_sets.yaml",
+        ) from None
+
+
+def _extra(name: str) -> tuple[str, ...]:
+    extras = known_extras()
+    if name not in extras:
+        near = difflib.get_close_matches(name, extras, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(extras)}; others go under packages:"
+        raise UsageError(f"extras: unknown extra {name!r}", hint)
+    return extras[name].requires
+
+
+def check_python(spec: ImageSpec) -> None:
+    """A known base has one Python. Raises `UsageError` when the spec asks for another."""
+    base = known_bases().get(spec.base) if isinstance(spec.base, str) else None
+    if base is None or base.python == spec.python:
+        return
+    others = [name for name, other in known_bases().items() if other.python == spec.python]
+    fix = f'write python: "{base.python}"' + (f", or base: {others[0]}" if others else "")
+    raise UsageError(f"definitions/{spec.name}.yaml: {spec.base} has Python {base.python}, not {spec.python}", fix)
+
+
+def platform_of(spec: ImageSpec) -> str:
+    """The newest wheels that the base's glibc runs, as uv names it."""
+    base = known_bases().get(spec.base) if isinstance(spec.base, str) else None
+    major, minor = (int(part) for part in (base.glibc if base else OLDEST_GLIBC).split("."))
+    major, minor = min((major, minor), NEWEST_MANYLINUX)
+    return f"x86_64-manylinux_{major}_{minor}"
+
+
+def resolve_base(spec: ImageSpec, site: Site, host: HostBases) -> ImageBase:
+    """The base as this site obtains it. Raises `UsageError` for a name that nobody knows."""
+    if not isinstance(spec.base, str):
+        return ImageBase("", spec.base, _identity(spec.base))
+    if spec.base in site.bases:
+        source = _with_mirror(site.bases[spec.base], host)
+        return ImageBase(spec.base, source, _identity(site.bases[spec.base]))
+    known = known_bases().get(spec.base)
+    if known is None:
+        names = sorted({*known_bases(), *site.bases})
+        near = difflib.get_close_matches(spec.base, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}; others go under bases: in the site file"
+        raise UsageError(f"definitions/{spec.name}.yaml: base: {spec.base!r} is not known", hint)
+    return ImageBase(spec.base, _default_source(known, host), f"default:{spec.base}")
+
+
+def _default_source(known: KnownBase, host: HostBases) -> Debootstrap | DockerBase:
+    """debootstrap where the host can, since it needs no registry; else the registry."""
+    mirror = _mirror(known, host)
+    if host.debootstrap and known.suite in host.suites and mirror:
+        return Debootstrap(bootstrap="debootstrap", suite=known.suite, mirror=mirror)
+    return DockerBase.model_validate({"bootstrap": "docker", "from": known.docker})
+
+
+def _mirror(known: KnownBase, host: HostBases) -> str | None:
+    """The host's mirror for this release, or the one it uses for another release of the same family."""
+    family = [other.suite for other in known_bases().values() if other.family == known.family]
+    return next((host.mirrors[suite] for suite in (known.suite, *family) if suite in host.mirrors), None)
+
+
+def _with_mirror(source: Base, host: HostBases) -> Base:
+    if not isinstance(source, Debootstrap) or source.mirror:
+        return source
+    known = next((base for base in known_bases().values() if base.suite == source.suite), None)
+    mirror = host.mirrors.get(source.suite) or (known and _mirror(known, host))
+    if not mirror:
+        raise UsageError(
+            f"no mirror for {source.suite}: the host's apt sources name none", "give `mirror:` in the site file"
+        )
+    return source.model_copy(update={"mirror": mirror})
+
+
+def _identity(source: Base) -> str:
+    return digest_of(source.model_dump(mode="json", by_alias=True))
