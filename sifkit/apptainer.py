@@ -114,7 +114,7 @@ class Apptainer:
         for bind in binds:
             argv += ["--bind", bind.option()]
         env = {"APPTAINER_TMPDIR": str(tmpdir), "TMPDIR": str(tmpdir)}
-        return Command((*argv, str(target), str(definition)), cwd=root, env=env, remove_after=(tmpdir,))
+        return Command((*argv, str(target), str(definition)), cwd=root, env=env, remove_after=(tmpdir,), remove_on_failure=(target,))
 
     def test_command(self, image: Path) -> Command:
         """Run the image's own %test as a user would."""

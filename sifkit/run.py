@@ -41,7 +41,8 @@ class Command:
     argv: tuple[str, ...]
     cwd: Path | None = None
     env: Mapping[str, str] = field(default_factory=dict)
-    remove_after: tuple[Path, ...] = ()  # directories that must not outlive the program, even if sifkit is killed
+    remove_after: tuple[Path, ...] = ()  # must not outlive the program, even if sifkit is killed
+    remove_on_failure: tuple[Path, ...] = ()  # likewise, unless the program ends well
 
     def shown(self) -> str:
         """The command as a person would type it."""
@@ -117,6 +118,7 @@ class _Supervised:
         self._guard = threading.Lock()
         self._log = log.open("a", encoding="utf-8") if log else None
         remove = [word for path in command.remove_after for word in ("--remove", str(path))]
+        remove += [word for path in command.remove_on_failure for word in ("--remove-on-failure", str(path))]
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-E", str(_SUPERVISE), *remove, "--", *command.argv],
             cwd=command.cwd,

@@ -1,10 +1,10 @@
 """Run one program so that nothing of it outlives sifkit, whatever ends sifkit.
 
-    python supervise.py [--remove DIR]… -- PROGRAM ARG…
+    python supervise.py [--remove PATH]… [--remove-on-failure PATH]… -- PROGRAM ARG…
 
 Standard input is the leash: a pipe that sifkit holds. When it closes, because sifkit finished, was
 interrupted or was killed with SIGKILL, every descendant is stopped (SIGTERM, then SIGKILL) and each
-DIR is removed. As a "subreaper" (prctl(2)) this process inherits the children of children that died,
+PATH is removed; those of --remove-on-failure only if the program did not end well. As a "subreaper" (prctl(2)) this process inherits the children of children that died,
 so daemons that a build leaves behind (squashfuse, fuse-overlayfs, gpg-agent) are found too.
 
 Stands alone on purpose: standard library only, started by path, alive while its parent is dead.
@@ -29,11 +29,12 @@ GRACE_SECONDS = 20.0  # Apptainer removes its sandbox on SIGTERM; an 8 GB tree t
 def main(argv: list[str]) -> int:
     """Run the program after `--`; return its exit code (128+N when signal N ended it)."""
     split = argv.index("--")
-    remove = [Path(path) for flag, path in zip(argv[:split:2], argv[1:split:2], strict=True) if flag == "--remove"]
+    options = list(zip(argv[:split:2], argv[1:split:2], strict=True))
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's signals are sifkit's to answer
         signal.signal(number, signal.SIG_IGN)
     wakeup = _wake_on(signal.SIGTERM, signal.SIGCHLD)
+    code = 1
     try:
         child = subprocess.Popen(argv[split + 1 :], stdin=subprocess.DEVNULL, preexec_fn=_default_signals)
     except OSError as error:
@@ -43,8 +44,9 @@ def main(argv: list[str]) -> int:
         code = _wait(child, wakeup)
     finally:
         stop_descendants(GRACE_SECONDS)
-        for path in remove:
-            _remove_tree(path)
+        for flag, path in options:
+            if flag == "--remove" or code != 0:
+                _remove(Path(path))
     return code
 
 
@@ -121,8 +123,11 @@ def _descendants(root: int) -> list[int]:
     return found
 
 
-def _remove_tree(path: Path) -> None:
-    """Remove `path`; files of mapped users (a rootless build that was killed) need their namespace."""
+def _remove(path: Path) -> None:
+    """Remove a file or tree; files of mapped users (a rootless build that was killed) need their namespace."""
+    if path.is_file():
+        path.unlink()
+        return
     shutil.rmtree(path, ignore_errors=True)
     if path.exists() and shutil.which("unshare"):
         enter = ["unshare", "--user", "--map-auto", "--map-root-user"]  # util-linux ≥ 2.38

@@ -147,8 +147,9 @@ def _expectation(details: ErrorDetails, raw: str | None) -> str:
     if details["type"] == "string_type" and isinstance(given, (int, float)) and not isinstance(given, bool):
         return f'a number was read; write it in quotes: "{raw}"'
     shown = "" if isinstance(given, (Mapping, Sequence)) and not isinstance(given, str) else f" (found {given!r})"
-    message = details["msg"].removeprefix("Value error, ")
-    return f"{message[0].lower()}{message[1:]}{shown}"
+    if details["type"] == "value_error":  # our own words
+        return details["msg"].removeprefix("Value error, ")
+    return details["msg"][0].lower() + details["msg"][1:] + shown
 
 
 def known_keys(model: type[BaseModel], loc: Location, details: ErrorDetails | None = None) -> list[str]:

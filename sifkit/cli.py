@@ -1,0 +1,239 @@
+"""The command line: parse, call, render. Errors become text here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import click
+import typer
+from rich.console import Console
+
+from sifkit import __version__, deffile, execute, listing, site
+from sifkit.errors import Exit, Interrupted, SifkitError, UsageError
+from sifkit.execute import Tools
+from sifkit.lock import make_lock, state
+from sifkit.progress import progress_for
+from sifkit.run import Runner
+from sifkit.spec import DEFAULT_IMAGE, find_project, load_spec
+
+narration = Console(stderr=True)
+app = typer.Typer(
+    help="Apptainer images for LLaMA-Factory: pinned from a short YAML, built fast, verified by a real training run.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Device(str, Enum):
+    """Where the verification trains."""
+
+    GPU = "gpu"
+    CPU = "cpu"
+
+
+SiteOption = Annotated[Path | None, typer.Option("--site", help="site file; else $SIFKIT_SITE, ./site.yaml, user config")]
+ProjectOption = Annotated[Path | None, typer.Option("--project", help="directory that holds definitions/")]
+JsonOption = Annotated[bool, typer.Option("--json", help="results as JSON on standard output")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="show commands and all their output")]
+
+
+def make_tools(project: Path | None, site_file: Path | None, verbose: bool) -> Tools:
+    """Everything that a command acts with. Raises `UsageError` for a site file that is wrong."""
+    environ = dict(os.environ)
+    echo = (lambda text: narration.print(text, markup=False, highlight=False, soft_wrap=True)) if verbose else None
+    return Tools(
+        project=find_project((project or Path.cwd()).absolute()),
+        site=site.load_site(site_file, environ, Path.cwd()),
+        runner=Runner(environ, echo),
+        progress=progress_for(narration, verbose=verbose),
+        environ=environ,
+    )
+
+
+@app.command()
+def build(
+    images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]…", help=f"default: {DEFAULT_IMAGE}")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="images, pins and state; build nothing")] = False,
+    render: Annotated[bool, typer.Option("--render", help="the definition on standard output; build nothing")] = False,
+    force: Annotated[bool, typer.Option("--force", help="build even what is current")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="build if stale, then verify on this node")] = False,
+    checkout: Annotated[Path | None, typer.Option(help="LLaMA-Factory checkout; else fetched and cached")] = None,
+    config: Annotated[Path | None, typer.Option(help="training YAML; else an example of the checkout")] = None,
+    model: Annotated[Path | None, typer.Option(help="model directory; else a tiny one made in the container")] = None,
+    device: Annotated[Device, typer.Option(help="train on")] = Device.GPU,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs to train on")] = 1,
+    report: Annotated[Path | None, typer.Option(help="directory of the report; else reports/IMAGE")] = None,
+    project: ProjectOption = None,
+    site_file: SiteOption = None,
+    json_: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Build images; list, render or verify them."""
+    tools = make_tools(project, site_file, verbose)
+    names = list(dict.fromkeys(_image_name(name) for name in images or [DEFAULT_IMAGE]))
+    if list_:
+        _print_list(tools, json_)
+    elif render:
+        _print_definitions(names, tools, json_)
+    elif verify:
+        _verify(names, tools, _Wishes(checkout, config, model, device.value, gpus, report), force=force, as_json=json_)
+    else:
+        _print_built(execute.build_all(names, tools, force=force), tools, json_)
+
+
+def _image_name(word: str) -> str:
+    """An image may be given as its name, its spec's path or its .sif."""
+    path = Path(word)
+    return path.stem if path.suffix in (".yaml", ".sif", ".lock") else word
+
+
+def _print_list(tools: Tools, as_json: bool) -> None:
+    rows = listing.list_images(tools)
+    if as_json:
+        print_json(listing.as_json(rows))
+    else:
+        out = Console() if sys.stdout.isatty() else Console(width=200)  # a pipe has no width to fit into
+        out.print(listing.as_table(rows))
+
+
+def _print_definitions(names: list[str], tools: Tools, as_json: bool) -> None:
+    texts = {name: deffile.render(execute.load_image(name, tools), sifkit_version=__version__) for name in names}
+    if as_json:
+        print_json([{"name": name, "definition": text} for name, text in texts.items()])
+    else:
+        sys.stdout.write("\n".join(texts.values()))
+
+
+def _print_built(steps: list[execute.Step], tools: Tools, as_json: bool) -> None:
+    if not as_json:
+        return
+    results = []
+    for step in steps:
+        manifest = tools.store.manifest(step.image.name)
+        sif = tools.store.sif(step.image.name)
+        known = {"sha256": manifest.sha256, "size": manifest.size} if manifest else {}
+        results.append(
+            {"name": step.image.name, "image": str(sif), "built": bool(step.reasons), "why": step.reasons, **known}
+        )
+    print_json(results)
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """What the command line asks of a verification."""
+
+    checkout: Path | None
+    config: Path | None
+    model: Path | None
+    device: str
+    gpus: int
+    report: Path | None
+
+
+def _verify(names: list[str], tools: Tools, wishes: _Wishes, *, force: bool, as_json: bool) -> None:
+    if wishes.report and len(names) > 1:
+        raise UsageError("--report names one directory, but several images are verified", "verify them one by one")
+    require_device(wishes.device, tools.environ)
+    execute.build_all(names, tools, force=force)
+    reports = [_verify_one(name, tools, wishes, as_json=as_json) for name in names]
+    if as_json:
+        print_json([report.as_dict() for report in reports])
+    if not all(report.passed for report in reports):
+        raise typer.Exit(Exit.PROBLEM)
+
+
+@app.command()
+def lock(
+    images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]…", help="default: all")] = None,
+    check: Annotated[bool, typer.Option("--check", help="only say what is stale; exit 1 if anything is")] = False,
+    upgrade: Annotated[bool, typer.Option("--upgrade", help="resolve anew what is current, too")] = False,
+    project: ProjectOption = None,
+    site_file: SiteOption = None,
+    json_: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Resolve specs to locks: every package with version, file and hash."""
+    tools = make_tools(project, site_file, verbose)
+    names = [_image_name(name) for name in images] if images else tools.project.names()
+    results = [_lock_one(name, tools, check=check, upgrade=upgrade) for name in names]
+    if json_:
+        print_json(results)
+    if check and any(result["state"] != "current" for result in results):
+        raise typer.Exit(Exit.PROBLEM)
+
+
+def _lock_one(name: str, tools: Tools, *, check: bool, upgrade: bool) -> dict[str, str]:
+    spec, path = load_spec(tools.project, name), tools.project.lock_path(name)
+    before = state(spec, path)
+    if check or (before == "current" and not upgrade):
+        fix = "" if before == "current" else f": run sifkit lock {name}"
+        tools.progress.note(f"{name}: lock is {before}{fix}")
+        return {"name": name, "state": before}
+    with tools.progress.phase(f"resolve {name}"):
+        lock = make_lock(spec, tools.site, tools.runner)
+    partial = path.with_suffix(".lock.partial")
+    partial.write_text(lock.text)
+    partial.replace(path)
+    tools.progress.note(f"{path.name}: {len(lock.packages)} packages, {lock.download_bytes() / 1e9:.1f} GB to download")
+    return {"name": name, "state": "current", "was": before}
+
+
+def print_json(value: object) -> None:
+    """Results for machines, on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"sifkit {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show sifkit's version")] = False,
+) -> None:
+    pass
+
+
+def _interrupt(number: int, _: FrameType | None) -> NoReturn:
+    raise Interrupted(f"stopped by {signal.Signals(number).name}; nothing half-made was left")
+
+
+def show_error(error: SifkitError) -> None:
+    """On standard error: what failed, then what to try."""
+    narration.print("[bold red]error:[/] ", end="")
+    narration.print(error.message, markup=False, highlight=False, soft_wrap=True)
+    if error.fix:
+        narration.print("[bold green]fix:[/] ", end="")
+        narration.print(error.fix, markup=False, highlight=False, soft_wrap=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit code. Unexpected exceptions keep their traceback: they are our bugs."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        code = app(args=argv, prog_name="sifkit", standalone_mode=False)
+        return int(code or 0)
+    except SifkitError as error:
+        show_error(error)
+        return error.exit
+    except (KeyboardInterrupt, click.Abort):
+        show_error(Interrupted("stopped by Ctrl-C; nothing half-made was left"))
+        return Exit.INTERRUPTED
+    except click.ClickException as error:
+        show_error(UsageError(error.format_message(), "sifkit --help"))
+        return Exit.USAGE
+    except click.exceptions.Exit as error:
+        return error.exit_code

@@ -1,0 +1,226 @@
+"""Definitions: an image as Apptainer `.def` text. Pure functions of an `Image`; every shell value is quoted.
+
+`render` gives one definition that builds anywhere with plain `apptainer build` in the project's root.
+sifkit builds the same in two steps, so that the operating system is made once and used by many images:
+`render_base` (bootstrap and Debian packages) and `render_on_base` (the rest, on the finished base).
+"""
+
+from __future__ import annotations
+
+from shlex import quote
+from textwrap import indent
+from typing import assert_never
+
+from sifkit.model import (
+    Base,
+    Debootstrap,
+    DockerArchive,
+    DockerBase,
+    Image,
+    ImageSpec,
+    LocalImage,
+    OciArchive,
+    Scratch,
+)
+from sifkit.resolve import resolution
+
+HOST_DIR = "/var/cache/sifkit"  # bound for the time of a build: caches, certificates, site settings; empty in the image
+IMAGE_DIR = "/opt/sifkit"  # what the image was made from
+VENV = "/opt/venv"
+
+# Python itself, certificates for plain builds, and what `python3 -m venv` needs.
+PYTHON_PACKAGES = ("ca-certificates", "python3", "python3-venv")
+
+
+def render(image: Image, *, sifkit_version: str) -> str:
+    """The whole image in one definition."""
+    parts = [_comment(image), header(image.base.source), _setup(image.base.source), _files(image)]
+    parts += [_post(image.spec, system=True, python=True), *_tail(image, sifkit_version)]
+    return "\n".join(parts)
+
+
+def render_base(spec: ImageSpec, source: Base) -> str:
+    """Operating system and Debian packages alone; the same text for every image that asks for the same."""
+    title = f"# {source.bootstrap} base with {', '.join(debian_packages(spec))}\n"
+    return "\n".join([title, header(source), _setup(source), _post(spec, system=True, python=False)])
+
+
+def render_on_base(image: Image, base_sif: str, *, sifkit_version: str) -> str:
+    """The image on a base that `render_base` made."""
+    source = LocalImage.model_validate({"bootstrap": "localimage", "from": base_sif})
+    parts = [_comment(image), header(source), _setup(source), _files(image)]
+    parts += [_post(image.spec, system=False, python=True), *_tail(image, sifkit_version)]
+    return "\n".join(parts)
+
+
+def debian_packages(spec: ImageSpec) -> tuple[str, ...]:
+    """Everything that apt installs, sorted, without doubles."""
+    return tuple(sorted({*PYTHON_PACKAGES, *spec.apt}))
+
+
+def header(source: Base) -> str:
+    """The lines that say where the tree comes from."""
+    match source:
+        case Debootstrap():
+            lines = ["Bootstrap: debootstrap", f"OSVersion: {source.suite}", f"MirrorURL: {source.mirror}"]
+        case DockerBase() | LocalImage() | OciArchive() | DockerArchive():
+            lines = [f"Bootstrap: {source.bootstrap}", f"From: {source.from_}"]
+        case Scratch():
+            lines = ["Bootstrap: scratch"]
+        case _:
+            assert_never(source)
+    return "\n".join(lines) + "\n"
+
+
+def labels(image: Image, *, sifkit_version: str) -> dict[str, str]:
+    """OCI's labels, and sifkit's: enough to say what an image is without its manifest."""
+    spec, lock = image.spec, image.lock
+    return {
+        "org.opencontainers.image.title": spec.name,
+        "org.opencontainers.image.version": spec.llamafactory.version,
+        "org.opencontainers.image.description": _summary(spec),
+        "org.opencontainers.image.base.name": image.base.name or image.base.source.bootstrap,
+        "org.sifkit.version": sifkit_version,
+        "org.sifkit.spec-digest": f"sha256:{spec.digest()}",
+        "org.sifkit.lock-digest": f"sha256:{lock.digest()}",
+        "org.sifkit.python": spec.python,
+        "org.sifkit.torch": spec.torch.version,
+        "org.sifkit.cuda": spec.torch.cuda,
+        "org.sifkit.llamafactory": spec.llamafactory.version,
+        "org.sifkit.transformers": lock.version_of("transformers") or "",
+    }
+
+
+def _summary(spec: ImageSpec) -> str:
+    return f"LLaMA-Factory {spec.llamafactory.version}, torch {spec.torch.version} for CUDA {spec.torch.cuda}, Python {spec.python}"
+
+
+def _comment(image: Image) -> str:
+    return (
+        f"# {image.name}: {_summary(image.spec)}\n"
+        f"# Written by sifkit from definitions/{image.name}.yaml and its lock. Plain Apptainer builds it too,\n"
+        "# in the directory that holds definitions/:\n"
+        f"#     apptainer build {image.name}.sif {image.name}.def\n"
+    )
+
+
+def _section(name: str, *paragraphs: str) -> str:
+    body = "\n\n".join(paragraph.strip("\n") for paragraph in paragraphs if paragraph)
+    return f"%{name}\n{indent(body, '    ', lambda line: line.strip() != '')}\n"
+
+
+def _setup(source: Base) -> str:
+    mount_point = f'# sifkit binds caches and certificates here while it builds.\nmkdir -p "${{APPTAINER_ROOTFS:?}}{HOST_DIR}"'
+    if not isinstance(source, Scratch):
+        return _section("setup", mount_point)
+    directories = "dev etc home mnt opt proc root sys tmp usr var/tmp".split()
+    tree = f"""\
+# The tree is the build host's own.
+cd "${{APPTAINER_ROOTFS:?}}"
+mkdir -p {" ".join(directories)}
+chmod 1777 tmp var/tmp
+for path in {" ".join(quote(path) for path in source.copy_)}; do
+    [ ! -e "$path" ] || cp -a --parents "$path" .
+done
+for link in bin lib lib64; do
+    [ -e "$link" ] || ln -s "usr/$link" "$link"
+done"""
+    return _section("setup", tree, mount_point)
+
+
+def _files(image: Image) -> str:
+    spec_path = image.lock_path.removesuffix(".lock") + ".yaml"
+    return _section(
+        "files",
+        f"{_file_word(image.lock_path)} {IMAGE_DIR}/requirements.lock\n{_file_word(spec_path)} {IMAGE_DIR}/spec.yaml",
+    )
+
+
+def _file_word(path: str) -> str:
+    return quote(path) if any(character.isspace() for character in path) else path
+
+
+_SITE = f"""\
+# What the site needs to reach its mirrors: written by sifkit beside its caches, absent in a plain build.
+if [ -r {HOST_DIR}/site.sh ]; then set +x; . {HOST_DIR}/site.sh; set -x; fi"""
+
+
+def _post(spec: ImageSpec, *, system: bool, python: bool) -> str:
+    has_apt = isinstance(spec.base, str) or spec.base.bootstrap != "scratch"
+    paragraphs = [_SITE]
+    paragraphs += [_system(spec)] if system and has_apt else []
+    paragraphs += [_python(spec)] if python else []
+    return _section("post", *paragraphs)
+
+
+def _system(spec: ImageSpec) -> str:
+    packages = " \\\n    ".join(quote(package) for package in debian_packages(spec))
+    return f"""\
+# Debian packages. apt may not change users in a user namespace, hence the sandbox user.
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q -o APT::Sandbox::User=root
+apt-get install -qy --no-install-recommends -o APT::Sandbox::User=root \\
+    {packages}
+apt-get clean
+rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/debconf/*-old"""
+
+
+def _python(spec: ImageSpec) -> str:
+    return f"""\
+# Python packages: uv from the lock, by pip; then everything else in the lock, by uv. Each file is checked
+# against its hash; the few source archives are built with the setuptools that the lock pins.
+export PIP_CACHE_DIR={HOST_DIR}/pip UV_CACHE_DIR={HOST_DIR}/uv UV_LINK_MODE=copy
+python{spec.python} -m venv {VENV}
+grep -A1 '^uv==' {IMAGE_DIR}/requirements.lock > {VENV}/uv.lock
+{VENV}/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r {VENV}/uv.lock
+{VENV}/bin/uv pip install --python {VENV}/bin/python --require-hashes --compile-bytecode{_torch_backend(spec)} \\
+    --build-constraints {IMAGE_DIR}/requirements.lock \\
+    -r {IMAGE_DIR}/requirements.lock
+
+# A plain build filled these caches itself; under sifkit they are the host's, and stay.
+[ -e {HOST_DIR}/site.sh ] || rm -rf {HOST_DIR}/pip {HOST_DIR}/uv
+rm -rf {VENV}/uv.lock /root/.cache"""
+
+
+def _torch_backend(spec: ImageSpec) -> str:
+    backend = resolution(spec).torch_backend
+    return f" \\\n    --torch-backend {backend}" if backend else ""
+
+
+def _tail(image: Image, sifkit_version: str) -> list[str]:
+    spec = image.spec
+    environment = [f'export PATH={VENV}/bin:"$PATH"']
+    environment += ["# The user's ~/.local would shadow the image where $HOME is mounted.", "export PYTHONNOUSERSITE=1"]
+    environment += [f"export {name}={quote(value)}" for name, value in sorted(spec.env.items())]
+    wanted = labels(image, sifkit_version=sifkit_version)
+    return [
+        _section("environment", "\n".join(environment)),
+        _section("labels", "\n".join(f"{name} {value}" for name, value in wanted.items())),
+        _section("runscript", 'exec llamafactory-cli "$@"'),
+        _section("test", _test(spec)),
+        _section("help", _help(image)),
+    ]
+
+
+def _test(spec: ImageSpec) -> str:
+    return f"""\
+# `llamafactory-cli version` succeeds on a broken install; the trainer's import does not.
+{VENV}/bin/python -c 'import torch, torchaudio, torchvision; \\
+    import llamafactory.train.tuner; \\
+    from llamafactory.extras.env import VERSION; \\
+    assert VERSION == "{spec.llamafactory.version}", VERSION; \\
+    assert torch.__version__.split("+")[0] == "{spec.torch.version}", torch.__version__; \\
+    assert torch.version.cuda == "{spec.torch.cuda}", torch.version.cuda; \\
+    print("ok: LLaMA-Factory", VERSION, "torch", torch.__version__)'"""
+
+
+def _help(image: Image) -> str:
+    return f"""\
+{_summary(image.spec)}.
+
+Train, in a LLaMA-Factory {image.spec.llamafactory.version} checkout (data/ and examples/ come from there):
+
+  apptainer exec --nv --bind CHECKOUT:/mnt {image.name}.sif \\
+      bash -c "cd /mnt && llamafactory-cli train examples/train_lora/YOUR.yaml"
+
+What is inside: {IMAGE_DIR}/requirements.lock; labels: apptainer inspect {image.name}.sif"""

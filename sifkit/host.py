@@ -1,0 +1,115 @@
+"""What this host offers for building: mirrors, directories with room, left-overs of killed builds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sifkit.errors import HostError, UsageError
+from sifkit.model import Lock, Site
+from sifkit.resolve import HostBases
+from sifkit.run import Runner
+from sifkit.site import apt_mirrors
+
+DEBOOTSTRAP_SCRIPTS = Path("/usr/share/debootstrap/scripts")
+
+# Bytes in an image for each byte downloaded, measured on llamafactory-0.9.5-cu128 (docs/benchmarks.md):
+# 4.4 GB of wheels become a tree of 8.9 GB with bytecode, and a .sif of 4.8 GB.
+TREE_PER_DOWNLOAD = 2.1
+SIF_PER_DOWNLOAD = 1.15
+BASE_BYTES = 700_000_000  # operating system with Debian packages, unpacked
+
+_SLOW_FILESYSTEMS = {"nfs", "nfs4", "cifs", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p", "ceph"}
+_MEMORY_FILESYSTEMS = {"tmpfs", "ramfs"}
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a build of one image takes, in bytes."""
+
+    tree: int
+    sif: int
+
+    @classmethod
+    def for_lock(cls, lock: Lock) -> Room:
+        """Estimated from the sizes in the lock."""
+        downloads = lock.download_bytes()
+        return cls(int(downloads * TREE_PER_DOWNLOAD) + BASE_BYTES, int(downloads * SIF_PER_DOWNLOAD) + BASE_BYTES // 3)
+
+
+def host_bases(runner: Runner) -> HostBases:
+    """debootstrap, its scripts, and the mirrors in apt's sources."""
+    if runner.which("debootstrap") is None:
+        return HostBases(mirrors=apt_mirrors())
+    suites = tuple(sorted(path.name for path in DEBOOTSTRAP_SCRIPTS.glob("*")))
+    return HostBases(debootstrap=True, suites=suites, mirrors=apt_mirrors())
+
+
+def filesystem_type(path: Path, mounts: str | None = None) -> str:
+    """Of the mount that holds `path`, as /proc/mounts names it."""
+    text = Path("/proc/mounts").read_text() if mounts is None else mounts
+    path = path.resolve()
+    best, kind = Path("/"), ""
+    for line in text.splitlines():
+        _, point, fstype, *_ = line.split()
+        where = Path(point.replace("\\040", " "))
+        if (path == where or where in path.parents) and len(where.parts) >= len(best.parts):
+            best, kind = where, fstype
+    return kind
+
+
+def existing(path: Path) -> Path:
+    """`path`, or the nearest directory above it that is there."""
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def free_bytes(path: Path) -> int:
+    """What this user may still write where `path` is or would be."""
+    return shutil.disk_usage(existing(path)).free
+
+
+def choose_tmpdir(site: Site, environ: Mapping[str, str], room: Room, cache: Path) -> Path:
+    """The directory in which images are assembled: the site's, or the first local one with room.
+
+    Raises `HostError` with figures when there is none, `UsageError` when the site's is not a directory.
+    """
+    needed = room.tree + room.sif  # Apptainer writes the squashfs beside the tree
+    if site.tmpdir != "auto":
+        directory = Path(site.tmpdir)
+        if not directory.is_dir():
+            raise UsageError(f"the site's tmpdir {directory} is not a directory", "correct the site file")
+        candidates = [directory]
+    else:
+        named = [environ[name] for name in ("APPTAINER_TMPDIR", "TMPDIR") if environ.get(name)]
+        candidates = [path for path in map(Path, [*named, "/var/tmp", "/tmp", str(cache)]) if existing(path) == path or path == cache]
+        candidates = [path for path in candidates if filesystem_type(existing(path)) not in _MEMORY_FILESYSTEMS] or candidates
+        candidates.sort(key=lambda path: filesystem_type(existing(path)) in _SLOW_FILESYSTEMS)
+    for path in candidates:
+        if free_bytes(path) >= needed and os.access(existing(path), os.W_OK):
+            return path
+    shown = "; ".join(f"{path}: {gigabytes(free_bytes(path))} free" for path in dict.fromkeys(candidates))
+    raise HostError(
+        f"not enough space to assemble the image: {gigabytes(needed)} needed; {shown}",
+        "free some, or name a roomy local directory: TMPDIR=…, or tmpdir: in the site file",
+    )
+
+
+def check_images_room(images: Path, tmpdir: Path, room: Room) -> None:
+    """Raises `HostError` with figures when the finished image would not fit."""
+    same = existing(images).stat().st_dev == existing(tmpdir).stat().st_dev
+    needed = room.sif + (room.tree + room.sif if same else 0)
+    free = free_bytes(images)
+    if free < needed:
+        also = f" (it also holds TMPDIR {tmpdir})" if same else ""
+        raise HostError(
+            f"not enough space in {images}{also}: {gigabytes(needed)} needed, {gigabytes(free)} free",
+            "remove images that are no longer used, or put images/ on another filesystem",
+        )
+
+
+def gigabytes(size: int) -> str:
+    """For people."""
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,110 @@
+"""Locks: written, read, found stale; refusals in the resolver's own words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sifkit import lock
+from sifkit.errors import CommandFailed, UsageError
+from sifkit.model import LockedPackage, Site
+from sifkit.resolve import resolution
+from tests.conftest import lock_text, make_spec
+
+PACKAGE = LockedPackage("torch", "2.9.1", "torch-2.9.1-cp313-cp313-manylinux_2_28_x86_64.whl", 900, "a" * 64)
+
+CONFLICT = """\
+  × No solution found when resolving dependencies:
+  ╰─▶ Because llamafactory==0.9.5 depends on transformers<=5.6.0 and you require
+      transformers==5.7.0, we can conclude that your requirements are
+      unsatisfiable.
+
+hint: something long"""
+
+
+def test_what_is_written_is_read_back() -> None:
+    spec = make_spec()
+    text = lock.render_lock(spec, resolution(spec), [PACKAGE])
+    read = lock.parse_lock(text, "example.lock")
+    assert read.packages == (PACKAGE,)
+    assert read.inputs_digest == resolution(spec).digest()
+    assert read.download_bytes() == 900
+
+
+def test_a_lock_whose_package_lost_its_hash_is_refused() -> None:
+    text = lock_text(make_spec(), "torch==2.9.1", "numpy==2.0.0") + "scipy==1.0\n"
+    with pytest.raises(UsageError) as caught:
+        lock.parse_lock(text, "definitions/example.lock")
+    assert caught.value.fix == "write it again: sifkit lock example"
+
+
+def test_states(tmp_path: Path) -> None:
+    path = tmp_path / "example.lock"
+    assert lock.state(make_spec(), path) == "missing"
+    path.write_text(lock_text(make_spec(), "torch==2.9.1"))
+    assert lock.state(make_spec(), path) == "current"
+    assert lock.state(make_spec(apt=("nano",)), path) == "current"
+    assert lock.state(make_spec(packages=("scipy",)), path) == "stale"
+    with pytest.raises(UsageError, match="is stale"):
+        lock.current_lock(make_spec(packages=("scipy",)), path)
+
+
+def test_the_one_file_of_each_package_is_taken() -> None:
+    hashes = {"sha256": "b" * 64}
+    pylock: dict[str, Any] = {
+        "packages": [
+            {"name": "Torch", "version": "2.9.1+cu126", "wheels": [{"url": "x/torch-2.9.1%2Bcu126.whl", "size": 5, "hashes": hashes}]},
+            {"name": "jieba", "version": "0.42.1", "sdist": {"url": "x/jieba-0.42.1.tar.gz", "size": 7, "hashes": hashes}},
+        ]
+    }  # fmt: skip
+    assert lock.locked_packages(pylock, resolution(make_spec())) == [
+        LockedPackage("jieba", "0.42.1", "jieba-0.42.1.tar.gz", 7, "b" * 64),
+        LockedPackage("torch", "2.9.1+cu126", "torch-2.9.1+cu126.whl", 5, "b" * 64),
+    ]
+
+
+def test_an_index_without_hashes_is_refused() -> None:
+    pylock: dict[str, Any] = {"packages": [{"name": "torch", "version": "1", "wheels": [{"url": "x/t.whl"}]}]}
+    with pytest.raises(UsageError, match="no sha256"):
+        lock.locked_packages(pylock, resolution(make_spec()))
+
+
+def test_a_refusal_is_shortened_to_the_conflict_with_what_to_change() -> None:
+    error = lock.refusal(make_spec(packages=("transformers==5.7.0",)), CONFLICT, 1)
+    assert isinstance(error, UsageError)
+    assert error.message == (
+        "example cannot be resolved:\n  Because llamafactory==0.9.5 depends on transformers<=5.6.0 and you require "
+        "transformers==5.7.0, we can conclude that your requirements are unsatisfiable."
+    )
+    assert error.fix == "change one of: llamafactory.version (now 0.9.5); packages: transformers==5.7.0"
+
+
+def test_an_unreachable_index_is_not_a_conflict() -> None:
+    error = lock.refusal(make_spec(), "error: Request failed\n  Caused by: dns error", 2)
+    assert isinstance(error, CommandFailed)
+    assert "python_index.url" in (error.fix or "")
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ({}, ["--only-binary", ":all:"]),
+        ({"url": "https://index.example/simple"}, ["--default-index", "https://index.example/simple"]),
+        ({"wheelhouse": "/wheels"}, ["--no-index", "--find-links", "/wheels"]),
+    ],
+)
+def test_the_sites_index_is_asked(index: dict[str, str], words: list[str]) -> None:
+    site = Site.model_validate({"python_index": index})
+    argv = lock.uv_command(resolution(make_spec()), site, Path("in"), Path("out"))
+    start = argv.index(words[0])
+    assert argv[start : start + len(words)] == words
+
+
+def test_torch_for_another_cuda_comes_from_the_sites_torch_index_or_uvs() -> None:
+    wanted = resolution(make_spec(torch={"version": "2.9.1", "cuda": "12.6"}))
+    site = Site.model_validate({"python_index": {"torch_url": "https://torch.example/{cuda}"}})
+    assert "https://torch.example/cu126" in lock.uv_command(wanted, site, Path("in"), Path("out"))
+    plain = lock.uv_command(wanted, Site(), Path("in"), Path("out"))
+    assert plain[-2:] == ["--torch-backend", "cu126"]

@@ -1,0 +1,113 @@
+"""What follows from a spec, without a network."""
+
+from __future__ import annotations
+
+import pytest
+
+from sifkit.errors import UsageError
+from sifkit.model import Debootstrap, DockerBase, LocalImage, Site
+from sifkit.resolve import HostBases, platform_of, resolution, resolve_base
+from sifkit.tables import known_bases, known_extras, known_sdists, torch_sets
+from tests.conftest import HOST, make_spec
+
+
+def test_torchvision_and_torchaudio_follow_torch() -> None:
+    requirements = resolution(make_spec(torch={"version": "2.6.0", "cuda": "12.4"})).requirements
+    assert {"torch==2.6.0", "torchvision==0.21.0", "torchaudio==2.6.0"} <= set(requirements)
+
+
+def test_an_unknown_torch_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolution(make_spec(torch={"version": "2.9.7", "cuda": "12.8"}))
+    assert "2.9.1" in (caught.value.fix or "")
+
+
+def test_another_cuda_takes_uvs_torch_backend() -> None:
+    assert resolution(make_spec()).torch_backend is None
+    assert resolution(make_spec(torch={"version": "2.9.1", "cuda": "12.6"})).torch_backend == "cu126"
+
+
+def test_extras_become_requirements_and_unknown_ones_are_refused() -> None:
+    assert "rouge-chinese" in resolution(make_spec(extras=("metrics",))).requirements
+    with pytest.raises(UsageError) as caught:
+        resolution(make_spec(extras=("metric",)))
+    assert caught.value.fix == "did you mean metrics?"
+
+
+def test_python_must_be_the_bases_own() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolution(make_spec(python="3.12"))
+    assert caught.value.message.endswith("debian-trixie has Python 3.13, not 3.12")
+    assert caught.value.fix == 'write python: "3.13", or base: ubuntu-noble'
+
+
+@pytest.mark.parametrize(
+    ("base", "platform"),
+    [
+        ("debian-trixie", "x86_64-manylinux_2_40"),  # 2.41, but uv's newest is 2.40
+        ("debian-bookworm", "x86_64-manylinux_2_36"),
+        ("site-own", "x86_64-manylinux_2_28"),
+    ],
+)
+def test_platform_is_what_the_bases_glibc_runs(base: str, platform: str) -> None:
+    assert platform_of(make_spec(base=base)) == platform
+
+
+def test_with_debootstrap_and_a_mirror_no_registry_is_needed() -> None:
+    base = resolve_base(make_spec(), Site(), HOST)
+    assert base.source == Debootstrap(bootstrap="debootstrap", suite="trixie", mirror="http://mirror.example/debian")
+
+
+def test_a_mirror_of_another_release_of_the_family_serves() -> None:
+    host = HostBases(debootstrap=True, suites=("trixie",), mirrors={"bookworm": "http://mirror.example/debian"})
+    source = resolve_base(make_spec(), Site(), host).source
+    assert isinstance(source, Debootstrap)
+    assert source.mirror == "http://mirror.example/debian"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        HostBases(),
+        HostBases(debootstrap=True, suites=("trixie",)),
+        HostBases(debootstrap=True, suites=("bookworm",), mirrors=HOST.mirrors),
+        HostBases(debootstrap=True, suites=("trixie",), mirrors={"noble": "http://mirror.example/ubuntu"}),
+    ],
+)
+def test_without_those_the_default_is_the_registry(host: HostBases) -> None:
+    source = resolve_base(make_spec(), Site(), host).source
+    assert source == DockerBase.model_validate({"bootstrap": "docker", "from": "debian:trixie-slim"})
+
+
+def test_how_a_default_base_is_obtained_is_not_its_identity() -> None:
+    assert resolve_base(make_spec(), Site(), HOST).identity == resolve_base(make_spec(), Site(), HostBases()).identity
+
+
+def test_the_site_decides() -> None:
+    site = Site.model_validate({"bases": {"debian-trixie": {"bootstrap": "localimage", "from": "/shared/base.sif"}}})
+    base = resolve_base(make_spec(), site, HOST)
+    assert isinstance(base.source, LocalImage)
+    assert base.identity != resolve_base(make_spec(), Site(), HOST).identity
+
+
+def test_a_sites_debootstrap_without_mirror_takes_the_hosts_or_says_so() -> None:
+    site = Site.model_validate({"bases": {"mine": {"bootstrap": "debootstrap", "suite": "trixie"}}})
+    source = resolve_base(make_spec(base="mine"), site, HOST).source
+    assert isinstance(source, Debootstrap)
+    assert source.mirror == "http://mirror.example/debian"
+    with pytest.raises(UsageError, match="no mirror for trixie"):
+        resolve_base(make_spec(base="mine"), site, HostBases())
+
+
+def test_an_unknown_base_names_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_base(make_spec(base="debian-trixi"), Site(), HOST)
+    assert caught.value.fix == "did you mean debian-trixie?"
+
+
+def test_the_tables_are_read_and_agree() -> None:
+    assert len(torch_sets()) >= 9
+    assert all(row.torchaudio == row.torch for row in torch_sets().values())
+    assert {base.family for base in known_bases().values()} == {"debian", "ubuntu"}
+    assert all(extra.source for extra in known_extras().values())
+    assert "antlr4-python3-runtime" in {row.name for row in known_sdists()}
