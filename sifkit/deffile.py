@@ -8,7 +8,6 @@ sifkit builds the same in two steps, so that the operating system is made once a
 from __future__ import annotations
 
 from shlex import quote
-from textwrap import indent
 from typing import assert_never
 
 from sifkit.model import (
@@ -106,7 +105,9 @@ def _comment(image: Image) -> str:
 
 def _section(name: str, *paragraphs: str) -> str:
     body = "\n\n".join(paragraph.strip("\n") for paragraph in paragraphs if paragraph)
-    return f"%{name}\n{indent(body, '    ', lambda line: line.strip() != '')}\n"
+    # split("\n"), not splitlines or textwrap.indent: those also break at U+2028, inside somebody's value
+    lines = (f"    {line}" if line else "" for line in body.split("\n"))
+    return f"%{name}\n" + "\n".join(lines) + "\n"
 
 
 def _setup(source: Base) -> str:

@@ -139,18 +139,22 @@ class _Supervised:
         ]
 
     def _read(self, stream: IO[str], is_stdout: bool) -> None:
-        for raw in stream:
-            line = raw.rstrip("\n").rpartition("\r")[2]  # a progress bar redraws its line: keep the last state
-            with self._guard:
-                if is_stdout:
-                    self._stdout.append(raw)
-                if self._log:
-                    self._log.write(f"{line}\n")
-                    self._log.flush()
-                if line.strip():
-                    self._tail.append(line)
-                    if self._on_line:
-                        self._on_line(line)
+        with stream:
+            for raw in stream:
+                self._take(raw, is_stdout)
+
+    def _take(self, raw: str, is_stdout: bool) -> None:
+        line = raw.rstrip("\n").rpartition("\r")[2]  # a progress bar redraws its line: keep the last state
+        with self._guard:
+            if is_stdout:
+                self._stdout.append(raw)
+            if self._log:
+                self._log.write(f"{line}\n")
+                self._log.flush()
+            if line.strip():
+                self._tail.append(line)
+                if self._on_line:
+                    self._on_line(line)
 
     def wait(self, timeout: timedelta | None) -> Result:
         try:
@@ -164,6 +168,8 @@ class _Supervised:
             self._stop()
             raise
         finally:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
             for reader in self._readers:
                 reader.join(timeout=5)
             if self._log:
