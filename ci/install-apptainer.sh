@@ -9,10 +9,15 @@
 # Sources: https://apptainer.org/docs/admin/latest/installation.html, https://packages.debian.org/sid/apptainer
 set -euo pipefail
 
-print_only=false
-[ "${1:-}" = "--print" ] && print_only=true
-
 say() { printf 'install-apptainer: %s\n' "$*" >&2; }
+
+print_only=false
+case "$*" in
+    "") ;;
+    --print) print_only=true ;;
+    *) say "unknown argument: $*. Usage: install-apptainer.sh [--print]"; exit 2 ;;
+esac
+
 run() { if $print_only; then printf '%s\n' "$*"; else "$@"; fi; }
 write() { # write FILE: standard input becomes FILE
     if $print_only; then printf "cat > %s <<'END'\n%s\nEND\n" "$1" "$(cat)"; else cat > "$1"; fi
@@ -23,16 +28,17 @@ write() { # write FILE: standard input becomes FILE
 family=" ${ID:-unknown} ${ID_LIKE:-} "
 
 debian_mirror() { # the mirror that apt already uses, so that a site's own mirror keeps being used
+    # shellcheck disable=SC2016 # $(SITE) is apt's own
     apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 2>/dev/null |
-        grep -E '/debian/?$' | sort | uniq -c | sort -rn | awk 'NR==1 {print $2}'
+        awk '/^https?:.*\/debian\/?$/ && ++n[$0] > most {most = n[$0]; mirror = $0} END {print mirror}'
 }
 
 install_debian() {
     local mirror
-    mirror=$(debian_mirror)
-    if [ -z "$mirror" ]; then
-        say "apt knows no Debian mirror: add one to /etc/apt/sources.list, then run this again"
-        exit 3
+    mirror=$(debian_mirror) || true # no apt here: the commands are for another machine
+    if [ -z "$mirror" ]; then # cloud images name a list of mirrors in a file instead
+        mirror=http://deb.debian.org/debian
+        say "apt names no Debian mirror of its own: taking $mirror"
     fi
     printf 'deb %s sid main\n' "$mirror" | write /etc/apt/sources.list.d/sifkit-sid.list
     printf 'Package: *\nPin: release n=sid\nPin-Priority: 90\n' | write /etc/apt/preferences.d/sifkit-sid
@@ -50,7 +56,11 @@ install_ubuntu() {
 }
 
 install_rhel() {
-    case "$family" in *" fedora "*) [ "$ID" = fedora ] || run dnf install -y epel-release ;; *) run dnf install -y epel-release ;; esac
+    case "${ID:-}" in
+        fedora) ;;
+        rhel) run dnf install -y "https://dl.fedoraproject.org/pub/epel/epel-release-latest-${VERSION_ID%%.*}.noarch.rpm" ;;
+        *) run dnf install -y epel-release ;;
+    esac
     run dnf install -y apptainer debootstrap squashfs-tools squashfuse fuse3 e2fsprogs shadow-utils
 }
 

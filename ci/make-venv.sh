@@ -17,6 +17,7 @@ if ! "$python" -c 'import ensurepip' 2>/dev/null; then # Debian and Ubuntu split
         exit 3
     fi
 fi
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+# One that was interrupted, or whose Python is gone, is made again.
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
 "$venv/bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
 "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
