@@ -1,0 +1,188 @@
+"""What a verification found, as data, as JSON, as JUnit XML, and as a table for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ET
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from sifkit.verify.checks import Check, Level, Outcome
+from sifkit.verify.nvml import HostFacts
+from sifkit.verify.train import TrainFacts
+
+
+@dataclass(frozen=True)
+class Report:
+    """One verification of one image."""
+
+    name: str
+    sha256: str
+    size: int  # bytes
+    versions: dict[str, str]
+    device: str
+    started: str  # ISO 8601, UTC
+    seconds: float
+    levels: tuple[Level, ...]  # that were asked for
+    checks: tuple[Check, ...]
+    host: HostFacts | None
+    train: TrainFacts | None
+
+    @property
+    def passed(self) -> bool:
+        """Nothing failed, and something was really checked."""
+        outcomes = {check.outcome for check in self.checks}
+        return Outcome.FAILED not in outcomes and Outcome.PASSED in outcomes
+
+    def outcome_of(self, level: Level) -> Outcome:
+        """A level's worst; a level that only holds checks that did not run has not run."""
+        return worst(check.outcome for check in self.checks if check.level is level)
+
+
+def worst(outcomes: Any) -> Outcome:
+    """FAILED before WARNED before PASSED; NOT_RUN only when there is nothing else."""
+    found = set(outcomes)
+    order = (Outcome.FAILED, Outcome.WARNED, Outcome.PASSED)
+    return next((outcome for outcome in order if outcome in found), Outcome.NOT_RUN)
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def write_report(report: Report, directory: Path) -> None:
+    """Write report.json and junit.xml into `directory`, each whole or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _write(directory / "report.json", json.dumps(as_json(report), indent=2, allow_nan=False) + "\n")
+    _write(directory / "junit.xml", junit_xml(report))
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report as JSON values; NaN and infinities, which JSON lacks, as text."""
+    outcome = {level.value: report.outcome_of(level).value for level in report.levels}
+    value: dict[str, Any] = _plain(asdict(report))
+    return {**value, "passed": report.passed, "outcome": outcome}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Enum():
+            return value.value
+        case float() if not math.isfinite(value):
+            return str(value)
+        case dict():
+            return {str(key): _plain(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_plain(inner) for inner in value]
+        case _:
+            return value
+
+
+def junit_xml(report: Report) -> str:
+    """One test suite for each level, as CI services read them."""
+    root = ET.Element("testsuites", name=f"verify {report.name}", time=f"{report.seconds:.1f}")
+    for level in report.levels:
+        checks = [check for check in report.checks if check.level is level]
+        _suite(root, report.name, level, checks)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _suite(root: ET.Element, name: str, level: Level, checks: list[Check]) -> None:
+    count = {outcome: sum(check.outcome is outcome for check in checks) for outcome in Outcome}
+    suite = ET.SubElement(
+        root,
+        "testsuite",
+        name=level.value,
+        tests=str(len(checks)),
+        failures=str(count[Outcome.FAILED]),
+        errors="0",
+        skipped=str(count[Outcome.NOT_RUN]),
+        time=f"{sum(check.seconds for check in checks):.1f}",
+    )
+    for check in checks:
+        case = ET.SubElement(
+            suite, "testcase", classname=f"{name}.{level.value}", name=check.name, time=f"{check.seconds:.1f}"
+        )
+        text = _xml_text("\n".join(_explained(check)))
+        if check.outcome is Outcome.FAILED:
+            ET.SubElement(case, "failure", message=_xml_text(check.message)).text = text
+        elif check.outcome is Outcome.NOT_RUN:
+            ET.SubElement(case, "skipped", message=_xml_text(check.message))
+        else:
+            ET.SubElement(case, "system-out").text = text
+
+
+def _xml_text(text: str) -> str:
+    """XML 1.0 has no control characters, and foreign logs do."""
+    return "".join(letter if letter >= " " or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def _explained(check: Check) -> list[str]:
+    lines = [check.message]
+    if check.cause and check.cause != check.message:
+        lines.append(f"cause: {check.cause}")
+    if check.fix:
+        lines.append(f"fix: {check.fix}")
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------- table
+
+_MARKS = {
+    Outcome.PASSED: "[green]✓[/green]",
+    Outcome.FAILED: "[red]✗[/red]",
+    Outcome.WARNED: "[yellow]![/yellow]",
+    Outcome.NOT_RUN: "[dim]–[/dim]",
+}
+
+
+def render_table(report: Report) -> Group:
+    """A table of all checks; under each that failed or warned its cause and fix."""
+    table = Table(
+        title=f"{report.name} on {report.device.upper()}", title_justify="left", show_edge=False, pad_edge=False
+    )
+    table.add_column("level", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("check")
+    table.add_column("", overflow="fold")
+    table.add_column("s", justify="right", no_wrap=True)
+    before = None
+    for check in report.checks:
+        table.add_row(
+            check.level.value if check.level is not before else "",
+            _MARKS[check.outcome],
+            escape(check.name),
+            _cell(check),
+            f"{check.seconds:.0f}" if check.seconds >= 1 else "",
+        )
+        before = check.level
+    return Group(table, Text(verdict(report)))
+
+
+def _cell(check: Check) -> Text:
+    text = Text(("not run: " if check.outcome is Outcome.NOT_RUN else "") + check.message)
+    if check.outcome in (Outcome.FAILED, Outcome.WARNED):
+        for line in _explained(check)[1:]:
+            text.append(f"\n{line}", style="bold" if line.startswith("fix:") else "")
+    return text
+
+
+def verdict(report: Report) -> str:
+    """One line: what passed, what did not run."""
+    parts = [f"{level.value} {report.outcome_of(level).value}" for level in report.levels]
+    word = "verified" if report.passed else "NOT verified"
+    return f"{report.name}: {word} ({', '.join(parts)}) in {report.seconds:.0f} s"

@@ -1,0 +1,47 @@
+"""What is to be verified, and how."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sifkit.model import Lock
+from sifkit.verify.checks import Level
+
+# What of the caller's environment decides which GPUs are used and how they talk to each other. Slurm
+# sets the first; sites set the others (NCCL_NVLS_ENABLE, NCCL_SOCKET_IFNAME, …).
+_GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+
+
+def gpu_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of `environ` that a job on GPUs needs in the container."""
+    return {name: value for name, value in environ.items() if name in _GPU_VARIABLES or name.startswith("NCCL_")}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An image, and what should be in it."""
+
+    image: Path
+    name: str
+    sha256: str
+    lock: Lock | None  # None: an image without one; what it holds is then reported, not compared
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """On which device, with which checkout, config and model, and how far."""
+
+    device: Literal["gpu", "cpu"]
+    checkout: Path
+    config: Path | None  # None: the checkout's own LoRA SFT example
+    model: Path | None  # None: a tiny random model made in the container
+    gpus: int
+    report_dir: Path
+    levels: tuple[Level, ...] = tuple(Level)
+    gpu_models: tuple[str, ...] = ()  # the site's GPUs, as data/gpus.yaml names them
+    keep: bool = False  # keep models, checkpoints and caches beside the report
+    environ: Mapping[str, str] = field(default_factory=lambda: gpu_environment(os.environ))

@@ -1,0 +1,307 @@
+"""Level static: is in the image what the lock says, and does it load? Needs no GPU.
+
+One container start collects facts (probes/image.py); everything here judges them and touches nothing.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from packaging.utils import canonicalize_name
+
+from sifkit.causes import find_cause
+from sifkit.errors import UsageError
+from sifkit.model import Lock, Strict
+from sifkit.verify.checks import Check, Level, failed, failed_because, not_run, passed, timed, warned
+from sifkit.verify.gpus import capability_of, has_kernels
+from sifkit.yamlfile import load
+
+# What installs packages is not part of what is locked.
+_INSTALLERS = {"pip", "uv", "setuptools", "wheel"}
+
+MODULES = ("torch", "torchvision", "torchaudio", "llamafactory.train.tuner")
+
+_OPTIONAL = Path(__file__).parent.parent / "data" / "optional_libraries.yaml"
+
+
+# ---------------------------------------------------------------------------------------------- facts
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """An installed Python package, under its normalised name."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True)
+class SharedObject:
+    """An ELF file of the Python environment and the sonames that it needs."""
+
+    path: str
+    needed: tuple[str, ...]
+    broken: str | None  # why its headers could not be read
+
+
+@dataclass(frozen=True)
+class Import:
+    """An import that was tried; `error` is the traceback."""
+
+    module: str
+    seconds: float
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """The C compiler with which Triton would build launchers, and what it said of a Python extension."""
+
+    program: str | None
+    works: bool
+    said: str
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What probes/image.py found in the image."""
+
+    python: str
+    user_site: bool
+    distributions: tuple[Distribution, ...]
+    objects: tuple[SharedObject, ...]
+    libraries: frozenset[str]  # every name under which the loader can find a library
+    compiler: Compiler
+    imports: tuple[Import, ...]
+    importing: str | None  # the import during which the interpreter died
+    outside: tuple[tuple[str, str], ...]  # modules loaded from outside the image, and their files
+    torch_cuda: str | None
+    architectures: tuple[str, ...]
+    objects_seconds: float
+
+    def version_of(self, name: str) -> str | None:
+        """The installed version of a package, by its normalised name."""
+        return next((found.version for found in self.distributions if found.name == name), None)
+
+
+def parse_facts(answer: dict[str, Any]) -> ImageFacts:
+    """The probe's JSON as facts. A missing key is a bug of the probe: KeyError."""
+    compiler = answer["compiler"]
+    return ImageFacts(
+        python=answer["python"],
+        user_site=answer["user_site"],
+        distributions=tuple(
+            sorted(
+                {Distribution(canonicalize_name(d["name"]), d["version"]) for d in answer["distributions"]},
+                key=lambda found: found.name,
+            )
+        ),
+        objects=tuple(SharedObject(o["path"], tuple(o["needed"]), o.get("broken")) for o in answer["objects"]),
+        libraries=frozenset(answer["libraries"]),
+        compiler=Compiler(compiler["program"], compiler["works"], compiler["said"]),
+        imports=tuple(Import(i["module"], i["seconds"], i["error"]) for i in answer["imports"]),
+        importing=answer.get("importing"),
+        outside=tuple((o["module"], o["file"]) for o in answer["outside"]),
+        torch_cuda=answer.get("torch_cuda"),
+        architectures=tuple(answer.get("architectures", ())),
+        objects_seconds=answer["objects_seconds"],
+    )
+
+
+# ---------------------------------------------------------------------------------------------- judging
+
+
+def judge_static(facts: ImageFacts, lock: Lock | None, gpu_models: tuple[str, ...]) -> tuple[Check, ...]:
+    """Every check of the level, in the order in which a person would want to read them."""
+    return (
+        judge_packages(facts.distributions, lock),
+        judge_libraries(facts),
+        *judge_imports(facts),
+        judge_origin(facts),
+        judge_architectures(facts.architectures, facts.torch_cuda, gpu_models),
+        judge_compiler(facts.compiler),
+    )
+
+
+def judge_packages(installed: Iterable[Distribution], lock: Lock | None) -> Check:
+    """The image's packages are the lock's: none missing, none of another version; more of them is a warning."""
+    name = "packages equal the lock"
+    if lock is None:
+        return not_run(Level.STATIC, name, "this image has no lock to compare with")
+    have = {found.name: found.version for found in installed}
+    want = {canonicalize_name(package.name): package.version for package in lock.packages}
+    wrong = [
+        f"{package} {have.get(package, 'missing')} (lock: {version})"
+        for package, version in sorted(want.items())
+        if have.get(package) != version
+    ]
+    if wrong:
+        return failed(
+            Level.STATIC,
+            name,
+            _few(wrong),
+            "the image was not built from this lock, or was changed after",
+            "build again",
+        )
+    more = sorted(f"{package} {have[package]}" for package in have.keys() - want.keys() - _INSTALLERS)
+    if more:
+        return warned(Level.STATIC, name, f"{len(want)} packages as locked, and {_few(more)} besides")
+    return passed(Level.STATIC, name, f"{len(want)} packages, each of the locked version")
+
+
+def _few(things: list[str], most: int = 6) -> str:
+    more = f" and {len(things) - most} more" if len(things) > most else ""
+    return ", ".join(things[:most]) + more
+
+
+class OptionalLibrary(Strict):
+    """A library that may be missing; patterns are those of fnmatch."""
+
+    library: str
+    needed_by: str
+    reason: str
+    source: str
+
+
+class OptionalLibraries(Strict):
+    """data/optional_libraries.yaml."""
+
+    libraries: tuple[OptionalLibrary, ...]
+
+
+@cache
+def optional_libraries() -> tuple[OptionalLibrary, ...]:
+    """The libraries that may be missing in a good image."""
+    return load(_OPTIONAL, OptionalLibraries).libraries
+
+
+def unresolved(facts: ImageFacts, optional: tuple[OptionalLibrary, ...]) -> dict[str, tuple[str, ...]]:
+    """Each needed library that is nowhere, and the files that need it, without those that may be missing."""
+    missing: dict[str, list[str]] = {}
+    for found in facts.objects:
+        for library in found.needed:
+            if library not in facts.libraries and not _may_be_missing(library, found.path, optional):
+                missing.setdefault(library, []).append(found.path)
+    return {library: tuple(sorted(paths)) for library, paths in sorted(missing.items())}
+
+
+def _may_be_missing(library: str, path: str, optional: tuple[OptionalLibrary, ...]) -> bool:
+    return any(
+        fnmatch.fnmatchcase(library, row.library) and fnmatch.fnmatchcase(path, row.needed_by) for row in optional
+    )
+
+
+def judge_libraries(facts: ImageFacts) -> Check:
+    """Every shared object finds what it needs: torch, torchvision and torchaudio of different releases do not."""
+    name = "shared objects resolve"
+    broken = [f"{found.path}: {found.broken}" for found in facts.objects if found.broken]
+    if broken:
+        return failed(Level.STATIC, name, _few(broken), "files of the image are damaged", "build again")
+    missing = unresolved(facts, optional_libraries())
+    if not missing:
+        return passed(Level.STATIC, name, f"{len(facts.objects)} shared objects find every library they need")
+    said = [f"{library} (needed by {_few([_short(path) for path in paths], 2)})" for library, paths in missing.items()]
+    cause, fix = _explain_missing(facts, missing)
+    return failed(Level.STATIC, name, f"not found: {_few(said)}", cause, fix)
+
+
+def _short(path: str) -> str:
+    return path.rpartition("-packages/")[2]
+
+
+def _explain_missing(facts: ImageFacts, missing: dict[str, tuple[str, ...]]) -> tuple[str, str]:
+    """Which package is at fault. torchaudio and torchvision name no torch in their metadata, or did not always."""
+    for library, paths in missing.items():
+        for owner in ("torchaudio", "torchvision"):
+            if any(_owner(path) == owner for path in paths):
+                return _of_another_torch(facts, owner, library)
+    library, paths = next(iter(missing.items()))
+    owner = _owner(paths[0])
+    return (
+        f"{owner} needs {library}, which is not in the image",
+        f"add the Debian package that holds {library} to apt in the spec, or take {owner} out",
+    )
+
+
+def _owner(path: str) -> str:
+    return PurePosixPath(_short(path)).parts[0]
+
+
+def _of_another_torch(facts: ImageFacts, owner: str, library: str) -> tuple[str, str]:
+    cuda = f" (CUDA {facts.torch_cuda})" if facts.torch_cuda else ""
+    cause = (
+        f"{owner} {facts.version_of(owner)} belongs to another torch: it needs {library}, "
+        f"the image has torch {facts.version_of('torch')}{cuda}"
+    )
+    return cause, f"lock again with torch, torchvision and torchaudio as one set; do not pin {owner} yourself"
+
+
+def judge_imports(facts: ImageFacts) -> tuple[Check, ...]:
+    """Each module imports. `llamafactory-cli version` succeeds on a broken image, since its imports are lazy."""
+    checks = [_judge_import(tried) for tried in facts.imports]
+    if facts.importing:
+        cause = "the interpreter died during the import (a crash in a shared library, or killed for memory)"
+        checks.append(failed(Level.STATIC, f"import {facts.importing}", "no answer", cause, "look at static.log"))
+    return tuple(checks)
+
+
+def _judge_import(tried: Import) -> Check:
+    name = f"import {tried.module}"
+    if tried.error is None:
+        return timed(passed(Level.STATIC, name, "works"), tried.seconds)
+    return failed_because(Level.STATIC, name, tried.error.strip().splitlines()[-1], find_cause(tried.error, "run"))
+
+
+def judge_origin(facts: ImageFacts) -> Check:
+    """Everything that was imported came from the image; the user's own packages are switched off."""
+    name = "imports come from the image"
+    fix = "set PYTHONNOUSERSITE=1 in the image's environment; call apptainer with --cleanenv"
+    if facts.outside:
+        said = _few([f"{module} from {file}" for module, file in facts.outside])
+        return failed(Level.STATIC, name, said, "packages outside the image shadow its own", fix)
+    if facts.user_site:
+        cause = "packages in ~/.local of whoever runs the image would be imported before the image's own"
+        return failed(Level.STATIC, name, "the user's site directory is enabled", cause, fix)
+    if any(tried.error for tried in facts.imports) or facts.importing:
+        return not_run(Level.STATIC, name, "not everything could be imported")
+    return passed(Level.STATIC, name, "every loaded module is inside it, the user's site directory is off")
+
+
+def judge_architectures(architectures: tuple[str, ...], cuda: str | None, gpu_models: tuple[str, ...]) -> Check:
+    """torch has kernels for each GPU of the site."""
+    name = "torch has kernels for the site's GPUs"
+    if not architectures:
+        return not_run(Level.STATIC, name, "torch could not be asked (a CPU build, or its import fails)")
+    listed = " ".join(architectures)
+    if not gpu_models:
+        return not_run(Level.STATIC, name, f"the site names no GPUs (gpu.models); torch has kernels for {listed}")
+    try:
+        without = [model for model in gpu_models if not has_kernels(architectures, capability_of(model))]
+    except UsageError as error:
+        return failed(
+            Level.STATIC, name, error.message, "gpu.models of the site has a name that is not known", error.fix
+        )
+    if without:
+        cause = f"this torch (CUDA {cuda}) has kernels for {listed}"
+        fix = "choose torch and CUDA for the GPU: Blackwell needs CUDA 12.8 or newer, Volta CUDA 12 or older"
+        return failed(Level.STATIC, name, f"none for {', '.join(without)}", cause, fix)
+    return passed(Level.STATIC, name, f"{', '.join(gpu_models)}: among {listed}")
+
+
+def judge_compiler(compiler: Compiler) -> Check:
+    """A C compiler, the C library's and Python's headers: Triton compiles launchers when a kernel first runs."""
+    name = "C compiler and Python headers"
+    if compiler.works:
+        return passed(Level.STATIC, name, f"{compiler.program} builds a Python extension, as Triton does")
+    known = find_cause(compiler.said, "run")
+    if known:
+        return failed_because(Level.STATIC, name, compiler.said.strip().splitlines()[0], known)
+    cause = "Triton compiles launchers at run time, and cannot here"
+    return failed(
+        Level.STATIC, name, compiler.said.strip()[-300:], cause, "add gcc, libc6-dev and python3-dev to apt in the spec"
+    )
