@@ -12,7 +12,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ENVIRONMENT = os.path.join(HERE, ".venv")
 
 
-def main():
+def main():  # type: () -> int
+    """Go on in .venv where there is one; else run here, or say how to make it."""
     python = os.path.join(ENVIRONMENT, "bin", "python")
     if os.path.exists(python) and os.path.realpath(sys.prefix) != os.path.realpath(ENVIRONMENT):
         os.execv(python, [python, os.path.abspath(__file__)] + sys.argv[1:])

@@ -1,7 +1,7 @@
 """Apptainer: what is installed, how it must be called by this user, and the command lines.
 
 spython answers what it answers well (version, inspect). Builds and runs go through our own `Runner`,
-because spython's has no log, no environment of its own and no way to stop: docs/adr/0002-spython.md.
+because spython's has no log, no environment of its own and no way to stop: docs/adr/0001-spython-and-our-runner.md.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ class Apptainer:
         """Raises `HostError` with this distribution's install command when there is none, or an old one."""
         program = runner.which("apptainer")
         if program is None:
-            raise HostError("Apptainer is not installed", install_advice(runner))
+            raise HostError("Apptainer is not installed", install_advice())
         found = Apptainer(runner, program, privileges_of_this_process())
         if found.version() < OLDEST:
-            raise HostError(f"Apptainer {found.version()} is older than {OLDEST}", install_advice(runner))
+            raise HostError(f"Apptainer {found.version()} is older than {OLDEST}", install_advice())
         return found
 
     def version(self) -> Version:
@@ -114,7 +114,13 @@ class Apptainer:
         for bind in binds:
             argv += ["--bind", bind.option()]
         env = {"APPTAINER_TMPDIR": str(tmpdir), "TMPDIR": str(tmpdir)}
-        return Command((*argv, str(target), str(definition)), cwd=root, env=env, remove_after=(tmpdir,), remove_on_failure=(target,))
+        return Command(
+            (*argv, str(target), str(definition)),
+            cwd=root,
+            env=env,
+            remove_after=(tmpdir,),
+            remove_on_failure=(target,),
+        )
 
     def test_command(self, image: Path) -> Command:
         """Run the image's own %test as a user would."""
@@ -150,7 +156,7 @@ def privileges_of_this_process() -> Privileges:
     return Privileges(build_flags=("--fakeroot",), run_env={"APPTAINER_NO_PRIVS": "1"})
 
 
-def install_advice(runner: Runner) -> str:
+def install_advice() -> str:
     """The command that installs Apptainer on this distribution."""
     script = Path(__file__).parent.parent / "ci" / "install-apptainer.sh"
     if script.exists():

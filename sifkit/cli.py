@@ -6,23 +6,24 @@ import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import click
 import typer
 from rich.console import Console
 
-from sifkit import __version__, deffile, execute, listing, site
+from sifkit import __version__, deffile, execute, listing, site, stamp
+from sifkit import checkout as checkouts
+from sifkit import verify as verification
 from sifkit.errors import Exit, Interrupted, SifkitError, UsageError
 from sifkit.execute import Tools
 from sifkit.lock import make_lock, state
 from sifkit.progress import progress_for
 from sifkit.run import Runner
 from sifkit.spec import DEFAULT_IMAGE, find_project, load_spec
+from sifkit.verify.report import as_json as as_json_report
 
 narration = Console(stderr=True)
 app = typer.Typer(
@@ -34,14 +35,12 @@ app = typer.Typer(
 )
 
 
-class Device(str, Enum):
-    """Where the verification trains."""
-
-    GPU = "gpu"
-    CPU = "cpu"
+Device = Literal["gpu", "cpu"]
 
 
-SiteOption = Annotated[Path | None, typer.Option("--site", help="site file; else $SIFKIT_SITE, ./site.yaml, user config")]
+SiteOption = Annotated[
+    Path | None, typer.Option("--site", help="site file; else $SIFKIT_SITE, ./site.yaml, user config")
+]
 ProjectOption = Annotated[Path | None, typer.Option("--project", help="directory that holds definitions/")]
 JsonOption = Annotated[bool, typer.Option("--json", help="results as JSON on standard output")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="show commands and all their output")]
@@ -70,7 +69,7 @@ def build(
     checkout: Annotated[Path | None, typer.Option(help="LLaMA-Factory checkout; else fetched and cached")] = None,
     config: Annotated[Path | None, typer.Option(help="training YAML; else an example of the checkout")] = None,
     model: Annotated[Path | None, typer.Option(help="model directory; else a tiny one made in the container")] = None,
-    device: Annotated[Device, typer.Option(help="train on")] = Device.GPU,
+    device: Annotated[Device, typer.Option(help="train on")] = "gpu",
     gpus: Annotated[int, typer.Option(min=1, help="GPUs to train on")] = 1,
     report: Annotated[Path | None, typer.Option(help="directory of the report; else reports/IMAGE")] = None,
     project: ProjectOption = None,
@@ -86,7 +85,7 @@ def build(
     elif render:
         _print_definitions(names, tools, json_)
     elif verify:
-        _verify(names, tools, _Wishes(checkout, config, model, device.value, gpus, report), force=force, as_json=json_)
+        _verify(names, tools, stamp.Wishes(device, gpus, checkout, config, model, report), force=force, as_json=json_)
     else:
         _print_built(execute.build_all(names, tools, force=force), tools, json_)
 
@@ -102,8 +101,7 @@ def _print_list(tools: Tools, as_json: bool) -> None:
     if as_json:
         print_json(listing.as_json(rows))
     else:
-        out = Console() if sys.stdout.isatty() else Console(width=200)  # a pipe has no width to fit into
-        out.print(listing.as_table(rows))
+        out_console().print(listing.as_table(rows))
 
 
 def _print_definitions(names: list[str], tools: Tools, as_json: bool) -> None:
@@ -128,28 +126,49 @@ def _print_built(steps: list[execute.Step], tools: Tools, as_json: bool) -> None
     print_json(results)
 
 
-@dataclass(frozen=True)
-class _Wishes:
-    """What the command line asks of a verification."""
-
-    checkout: Path | None
-    config: Path | None
-    model: Path | None
-    device: str
-    gpus: int
-    report: Path | None
-
-
-def _verify(names: list[str], tools: Tools, wishes: _Wishes, *, force: bool, as_json: bool) -> None:
+def _verify(names: list[str], tools: Tools, wishes: stamp.Wishes, *, force: bool, as_json: bool) -> None:
     if wishes.report and len(names) > 1:
         raise UsageError("--report names one directory, but several images are verified", "verify them one by one")
-    require_device(wishes.device, tools.environ)
+    stamp.require(wishes)
     execute.build_all(names, tools, force=force)
     reports = [_verify_one(name, tools, wishes, as_json=as_json) for name in names]
     if as_json:
-        print_json([report.as_dict() for report in reports])
+        print_json([as_json_report(report) for report in reports])
     if not all(report.passed for report in reports):
         raise typer.Exit(Exit.PROBLEM)
+
+
+def _verify_one(name: str, tools: Tools, wishes: stamp.Wishes, *, as_json: bool) -> verification.Report:
+    report, directory = stamp.verify_image(name, tools, wishes)
+    if not as_json:
+        out_console().print(verification.render_table(report))
+    tools.progress.note(f"report: {directory / 'report.json'}, {directory / 'junit.xml'}")
+    return report
+
+
+def out_console() -> Console:
+    """Standard output; a pipe has no width to fit into."""
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
+@app.command()
+def checkout(
+    version: Annotated[str, typer.Argument(help="of LLaMA-Factory, as the image has it")],
+    directory: Annotated[Path | None, typer.Argument(help="default: LLaMA-Factory-VERSION")] = None,
+    site_file: SiteOption = None,
+    project: ProjectOption = None,
+    json_: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Bring a LLaMA-Factory checkout: git tag where git hosting is reached, else the package index's source archive."""
+    tools = make_tools(project, site_file, verbose)
+    target = directory or Path(f"LLaMA-Factory-{version}")
+    sources = stamp.checkout_sources(tools)
+    path = checkouts.fetch(version, target, tools.runner, tools.progress, sources=sources)
+    if json_:
+        print_json({"version": version, "checkout": str(path)})
+    else:
+        sys.stdout.write(f"{path}\n")
 
 
 @app.command()
@@ -201,7 +220,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show sifkit's version")] = False,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show sifkit's version")
+    ] = False,
 ) -> None:
     pass
 

@@ -91,7 +91,8 @@ def labels(image: Image, *, sifkit_version: str) -> dict[str, str]:
 
 
 def _summary(spec: ImageSpec) -> str:
-    return f"LLaMA-Factory {spec.llamafactory.version}, torch {spec.torch.version} for CUDA {spec.torch.cuda}, Python {spec.python}"
+    torch = f"torch {spec.torch.version} for CUDA {spec.torch.cuda}"
+    return f"LLaMA-Factory {spec.llamafactory.version}, {torch}, Python {spec.python}"
 
 
 def _comment(image: Image) -> str:
@@ -111,10 +112,12 @@ def _section(name: str, *paragraphs: str) -> str:
 
 
 def _setup(source: Base) -> str:
-    mount_point = f'# sifkit binds caches and certificates here while it builds.\nmkdir -p "${{APPTAINER_ROOTFS:?}}{HOST_DIR}"'
+    mount_point = (
+        f'# sifkit binds caches and certificates here while it builds.\nmkdir -p "${{APPTAINER_ROOTFS:?}}{HOST_DIR}"'
+    )
     if not isinstance(source, Scratch):
         return _section("setup", mount_point)
-    directories = "dev etc home mnt opt proc root sys tmp usr var/tmp".split()
+    directories = ["dev", "etc", "home", "mnt", "opt", "proc", "root", "sys", "tmp", "usr", "var/tmp"]
     tree = f"""\
 # The tree is the build host's own.
 cd "${{APPTAINER_ROOTFS:?}}"

@@ -150,7 +150,9 @@ def publish(step: Step, workshop: Workshop, timings: Timings) -> None:
 
 
 def _versions(image: Image, apptainer: Apptainer) -> dict[str, str]:
-    inside = {key.removeprefix("org.sifkit."): value for key, value in labels(image, sifkit_version=__version__).items()}
+    inside = {
+        key.removeprefix("org.sifkit."): value for key, value in labels(image, sifkit_version=__version__).items()
+    }
     names = ("python", "torch", "cuda", "llamafactory", "transformers")
     return {"sifkit": __version__, "apptainer": str(apptainer.version()), **{name: inside[name] for name in names}}
 

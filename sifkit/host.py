@@ -84,8 +84,14 @@ def choose_tmpdir(site: Site, environ: Mapping[str, str], room: Room, cache: Pat
         candidates = [directory]
     else:
         named = [environ[name] for name in ("APPTAINER_TMPDIR", "TMPDIR") if environ.get(name)]
-        candidates = [path for path in map(Path, [*named, "/var/tmp", "/tmp", str(cache)]) if existing(path) == path or path == cache]
-        candidates = [path for path in candidates if filesystem_type(existing(path)) not in _MEMORY_FILESYSTEMS] or candidates
+        candidates = [
+            path
+            for path in map(Path, [*named, "/var/tmp", "/tmp", str(cache)])
+            if existing(path) == path or path == cache
+        ]
+        candidates = [
+            path for path in candidates if filesystem_type(existing(path)) not in _MEMORY_FILESYSTEMS
+        ] or candidates
         candidates.sort(key=lambda path: filesystem_type(existing(path)) in _SLOW_FILESYSTEMS)
     for path in candidates:
         if free_bytes(path) >= needed and os.access(existing(path), os.W_OK):

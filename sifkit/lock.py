@@ -79,7 +79,7 @@ def make_lock(spec: ImageSpec, site: Site, runner: Runner) -> Lock:
         result = runner.run(command, check=False)
         if result.returncode != 0:
             raise refusal(spec, "\n".join(result.tail), result.returncode)
-        packages = locked_packages(tomllib.loads(output.read_text()), wanted)
+        packages = locked_packages(tomllib.loads(output.read_text()))
     return parse_lock(render_lock(spec, wanted, packages), f"{spec.name}.lock")
 
 
@@ -103,7 +103,7 @@ def uv_command(wanted: Resolution, site: Site, requirements: Path, output: Path)
     return argv
 
 
-def locked_packages(pylock: dict[str, Any], wanted: Resolution) -> list[LockedPackage]:
+def locked_packages(pylock: dict[str, Any]) -> list[LockedPackage]:
     """The one file of each package in uv's pylock.toml (PEP 751). Raises `UsageError` for one without a hash."""
     packages = []
     for entry in pylock["packages"]:
@@ -115,7 +115,11 @@ def locked_packages(pylock: dict[str, Any], wanted: Resolution) -> list[LockedPa
         name = file.get("name") or (file.get("url") or file["path"]).rsplit("/", 1)[-1]
         packages.append(
             LockedPackage(
-                canonicalize_name(entry["name"]), entry["version"], name.replace("%2B", "+"), file.get("size", 0), sha256
+                canonicalize_name(entry["name"]),
+                entry["version"],
+                name.replace("%2B", "+"),
+                file.get("size", 0),
+                sha256,
             )
         )
     return sorted(packages, key=lambda package: package.name)
@@ -125,7 +129,8 @@ def render_lock(spec: ImageSpec, wanted: Resolution, packages: list[LockedPackag
     """The text of a lock."""
     gigabytes = sum(package.size for package in packages) / 1e9
     head = [
-        f"# {spec.name}: {len(packages)} packages, {gigabytes:.1f} GB to download; Python {wanted.python}, {wanted.platform}",
+        f"# {spec.name}: {len(packages)} packages, {gigabytes:.1f} GB to download; "
+        f"Python {wanted.python}, {wanted.platform}",
         "# Written by `sifkit lock` from the spec beside it; do not edit. A requirements file: pip and uv read it.",
         f"# inputs: {wanted.digest()}",
     ]

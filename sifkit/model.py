@@ -78,7 +78,7 @@ class Scratch(Strict):
         ("/usr/bin", "/usr/lib", "/usr/lib64", "/usr/include", "/etc/passwd", "/etc/group", "/etc/ld.so.conf",
          "/etc/ld.so.conf.d", "/etc/ssl/certs", "/etc/alternatives"),
         alias="copy",
-        description="files and directories of the host, copied to the same place; those that are not there are left out",
+        description="files and directories of the host, copied to the same place; absent ones are left out",
     )  # fmt: skip
 
 
@@ -115,9 +115,13 @@ class ImageSpec(Strict):
     python: MinorVersion = Field(description="the base's Python", examples=["3.13"])
     torch: Torch
     llamafactory: LlamaFactory
-    extras: tuple[OneWord, ...] = Field((), description="LLaMA-Factory's optional dependencies, by the names of its wheel")
+    extras: tuple[OneWord, ...] = Field(
+        (), description="LLaMA-Factory's optional dependencies, by the names of its wheel"
+    )
     packages: tuple[SourceReference, ...] = Field((), description="further Python requirements, as pip writes them")
-    sdists: tuple[OneWord, ...] = Field((), description="Python packages that may be built from source, besides those known")
+    sdists: tuple[OneWord, ...] = Field(
+        (), description="Python packages that may be built from source, besides those known"
+    )
     apt: tuple[DebianPackage, ...] = Field((), description="Debian packages besides Python itself")
     env: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
         default_factory=dict, description="environment variables inside the image"
@@ -178,11 +182,13 @@ class SiteCache(Strict):
 class Site(Strict):
     """How things are obtained and run here; never part of an image. `site.yaml`."""
 
-    bases: dict[str, Base] = Field(default_factory=dict, description="logical base names of the specs, and how to get each")
-    python_index: PythonIndex = PythonIndex()  # type: ignore[call-arg]
+    bases: dict[str, Base] = Field(
+        default_factory=dict, description="logical base names of the specs, and how to get each"
+    )
+    python_index: PythonIndex = PythonIndex()
     tmpdir: str = Field("auto", description="where images are assembled: node-local, with room; auto chooses")
-    gpu: SiteGpu = SiteGpu()  # type: ignore[call-arg]
-    slurm: SiteSlurm = SiteSlurm()  # type: ignore[call-arg]
+    gpu: SiteGpu = SiteGpu()
+    slurm: SiteSlurm = SiteSlurm()
     binds: tuple[str, ...] = Field((), description="directories that jobs need besides their own, SOURCE[:TARGET[:ro]]")
     cache: SiteCache = SiteCache()
 

@@ -34,7 +34,7 @@ def recipe_of(image: Image) -> Recipe:
 
 
 def reasons_to_build(wanted: Recipe, built: Built | None, on_disk: tuple[int, int] | None) -> tuple[str, ...]:
-    """Why an image must be built; nothing when it is current. `on_disk`: size and mtime_ns of the file, if it is there."""
+    """Why an image must be built; nothing when it is current. `on_disk`: its size and mtime_ns, if it is there."""
     if on_disk is None:
         return ("there is no image",)
     if built is None:

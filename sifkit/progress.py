@@ -24,7 +24,7 @@ class Progress(Protocol):
     """What long steps report to. `phase` nests in time, not in depth: one runs at a time."""
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Iterator[None]:  # noqa: ARG002
         """A named step; its time is shown when it ends."""
         yield
 

@@ -115,7 +115,11 @@ def resolve_base(spec: ImageSpec, site: Site, host: HostBases) -> ImageBase:
     if known is None:
         names = sorted({*known_bases(), *site.bases})
         near = difflib.get_close_matches(spec.base, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}; others go under bases: in the site file"
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"known: {', '.join(names)}; others go under bases: in the site file"
+        )
         raise UsageError(f"definitions/{spec.name}.yaml: base: {spec.base!r} is not known", hint)
     return ImageBase(spec.base, _default_source(known, host), f"default:{spec.base}")
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -27,11 +27,11 @@ _SUPERVISE = Path(__file__).with_name("supervise.py")
 
 # What a child may see of the caller's environment. Everything else (PYTHONPATH, CONDA_*, APPTAINER_BIND,
 # LD_LIBRARY_PATH, …) changes what is built or run without being written anywhere.
-ENVIRONMENT_KEPT = (
-    "HOME LANG LC_ALL LOGNAME PATH SHELL TERM TMPDIR TZ USER XDG_CACHE_HOME XDG_CONFIG_HOME XDG_RUNTIME_DIR "
-    "http_proxy https_proxy no_proxy all_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY "
-    "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSL_CAINFO NETRC SOURCE_DATE_EPOCH"
-).split()
+_LOCALE_AND_PLACES = """HOME LANG LC_ALL LOGNAME PATH SHELL TERM TMPDIR TZ USER
+    XDG_CACHE_HOME XDG_CONFIG_HOME XDG_RUNTIME_DIR SOURCE_DATE_EPOCH"""
+_NETWORK = """http_proxy https_proxy no_proxy all_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY
+    SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSL_CAINFO NETRC"""
+ENVIRONMENT_KEPT = frozenset(f"{_LOCALE_AND_PLACES} {_NETWORK}".split())
 
 
 @dataclass(frozen=True)

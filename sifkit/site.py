@@ -65,7 +65,9 @@ def apt_mirrors(etc: Path = Path("/etc/apt")) -> dict[str, str]:
         try:
             text = path.read_text(errors="replace")
         except PermissionError as error:
-            raise HostError(f"{path}: {error.strerror}", "name the mirror in the site file: bases.NAME.mirror") from None
+            raise HostError(
+                f"{path}: {error.strerror}", "name the mirror in the site file: bases.NAME.mirror"
+            ) from None
         for mirror, suite in _deb822(text) if path.suffix == ".sources" else _one_line(text):
             found.setdefault(suite, mirror)
     return found

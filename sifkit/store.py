@@ -114,7 +114,9 @@ def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
             on_wait()
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError as error:
-            raise HostError(f"{path.parent} cannot lock files ({error.strerror})", "use a filesystem with flock") from None
+            raise HostError(
+                f"{path.parent} cannot lock files ({error.strerror})", "use a filesystem with flock"
+            ) from None
         yield
 
 

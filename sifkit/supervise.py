@@ -3,9 +3,10 @@
     python supervise.py [--remove PATH]… [--remove-on-failure PATH]… -- PROGRAM ARG…
 
 Standard input is the leash: a pipe that sifkit holds. When it closes, because sifkit finished, was
-interrupted or was killed with SIGKILL, every descendant is stopped (SIGTERM, then SIGKILL) and each
-PATH is removed; those of --remove-on-failure only if the program did not end well. As a "subreaper" (prctl(2)) this process inherits the children of children that died,
-so daemons that a build leaves behind (squashfuse, fuse-overlayfs, gpg-agent) are found too.
+interrupted or was killed with SIGKILL, every descendant is stopped (SIGTERM, then SIGKILL) and each PATH
+is removed; those of --remove-on-failure only if the program did not end well. As a "subreaper" (prctl(2))
+this process inherits the children of children that died, so daemons that a build leaves behind
+(squashfuse, fuse-overlayfs, gpg-agent) are found too.
 
 Stands alone on purpose: standard library only, started by path, alive while its parent is dead.
 """

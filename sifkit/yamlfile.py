@@ -46,7 +46,7 @@ class _Lines:
                 return tuple(self.values(child, (*at, index)) for index, child in enumerate(node.value))
             case _:
                 self.raw[at] = node.value
-                return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+                return yaml.SafeLoader("").construct_object(node)
 
     def _mapping(self, node: yaml.MappingNode, at: Location) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def _problem(details: ErrorDetails, lines: _Lines, model: type[BaseModel]) -> st
     where = f"{lines.file}:{lines.of(location)}"
     key = ".".join(str(part) for part in location)
     if details["type"] == "extra_forbidden":
-        known = known_keys(model, details["loc"][:-1], details)
+        known = known_keys(model, details["loc"][:-1])
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
         return f"{where}: unknown key {key!r}: {hint}"
@@ -152,7 +152,7 @@ def _expectation(details: ErrorDetails, raw: str | None) -> str:
     return details["msg"][0].lower() + details["msg"][1:] + shown
 
 
-def known_keys(model: type[BaseModel], loc: Location, details: ErrorDetails | None = None) -> list[str]:
+def known_keys(model: type[BaseModel], loc: Location) -> list[str]:
     """The keys that may stand at `loc` inside `model`, as they are written in the file."""
     current: list[type[BaseModel]] = [model]
     for part in loc:

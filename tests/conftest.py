@@ -42,7 +42,9 @@ def make_spec(**changes: object) -> ImageSpec:
 
 def lock_text(spec: ImageSpec, *packages: str) -> str:
     """A lock of the right inputs; each package is NAME==VERSION with an invented hash."""
-    entries = [f"{package} \\\n    --hash=sha256:{'0' * 64}  # {package.replace('==', '-')}.whl 1000" for package in packages]
+    entries = [
+        f"{package} \\\n    --hash=sha256:{'0' * 64}  # {package.replace('==', '-')}.whl 1000" for package in packages
+    ]
     return "\n".join([f"# inputs: {resolution(spec).digest()}", *entries]) + "\n"
 
 

@@ -47,4 +47,7 @@ def test_the_two_steps_of_a_build(golden: Golden) -> None:
 
 
 def test_torch_for_another_cuda(golden: Golden) -> None:
-    golden("other-cuda.def", deffile.render(make_image(make_spec(torch={"version": "2.9.1", "cuda": "12.6"})), sifkit_version="VERSION"))
+    golden(
+        "other-cuda.def",
+        deffile.render(make_image(make_spec(torch={"version": "2.9.1", "cuda": "12.6"})), sifkit_version="VERSION"),
+    )

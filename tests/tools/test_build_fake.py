@@ -54,7 +54,11 @@ def calls(home: Path) -> list[str]:
 def test_a_build_leaves_image_and_manifest_and_nothing_else(project: Path, home: Path, fake_tool: FakeTool) -> None:
     fake_tool("apptainer", FAKE_APPTAINER)
     assert build(project) == Exit.OK
-    assert sorted(path.name for path in (project / "images").iterdir()) == [".example.lock", "example.json", "example.sif"]
+    assert sorted(path.name for path in (project / "images").iterdir()) == [
+        ".example.lock",
+        "example.json",
+        "example.sif",
+    ]
     manifest = json.loads((project / "images" / "example.json").read_text())
     assert manifest["versions"]["transformers"] == "5.6.0"
     assert calls(home).count("build") == 2  # the base and the image
@@ -82,7 +86,8 @@ def test_a_second_image_reuses_the_base(project: Path, home: Path, fake_tool: Fa
 def test_a_failure_leaves_nothing_and_names_log_and_last_lines(
     project: Path, home: Path, fake_tool: FakeTool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = 'case "$1" in --version) echo 1.4.5 ;; build) echo "FATAL: write: no space left on device" >&2; exit 255 ;; esac'
+    full = 'echo "FATAL: write: no space left on device" >&2; exit 255'
+    script = f'case "$1" in --version) echo 1.4.5 ;; build) {full} ;; esac'
     fake_tool("apptainer", script)
     assert build(project) == Exit.PROGRAM
     said = " ".join(capsys.readouterr().err.split())
@@ -114,7 +119,9 @@ def test_without_apptainer_the_install_command_is_said(
     assert "ci/install-apptainer.sh" in "".join(capsys.readouterr().err.split())
 
 
-def test_an_old_apptainer_is_refused(project: Path, home: Path, fake_tool: FakeTool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_old_apptainer_is_refused(
+    project: Path, home: Path, fake_tool: FakeTool, capsys: pytest.CaptureFixture[str]
+) -> None:
     fake_tool("apptainer", 'echo "singularity-ce version 1.1.9-1.el8"')
     assert build(project) == Exit.HOST
     assert "1.1.9 is older than 1.2.0" in capsys.readouterr().err

@@ -27,7 +27,8 @@ def test_room_grows_with_the_lock() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "kind"), [("/", "ext4"), ("/tmp/x", "tmpfs"), ("/home/user", "nfs4"), ("/mnt/with blank/a", "xfs"), ("/homer", "ext4")]
+    ("path", "kind"),
+    [("/", "ext4"), ("/tmp/x", "tmpfs"), ("/home/user", "nfs4"), ("/mnt/with blank/a", "xfs"), ("/homer", "ext4")],
 )
 def test_filesystem_type(path: str, kind: str) -> None:
     assert filesystem_type(Path(path), MOUNTS) == kind

@@ -53,13 +53,15 @@ def test_states(tmp_path: Path) -> None:
 
 def test_the_one_file_of_each_package_is_taken() -> None:
     hashes = {"sha256": "b" * 64}
+    torch = {"url": "x/torch-2.9.1%2Bcu126.whl", "size": 5, "hashes": hashes}
+    jieba = {"url": "x/jieba-0.42.1.tar.gz", "size": 7, "hashes": hashes}
     pylock: dict[str, Any] = {
         "packages": [
-            {"name": "Torch", "version": "2.9.1+cu126", "wheels": [{"url": "x/torch-2.9.1%2Bcu126.whl", "size": 5, "hashes": hashes}]},
-            {"name": "jieba", "version": "0.42.1", "sdist": {"url": "x/jieba-0.42.1.tar.gz", "size": 7, "hashes": hashes}},
+            {"name": "Torch", "version": "2.9.1+cu126", "wheels": [torch]},
+            {"name": "jieba", "version": "0.42.1", "sdist": jieba},
         ]
-    }  # fmt: skip
-    assert lock.locked_packages(pylock, resolution(make_spec())) == [
+    }
+    assert lock.locked_packages(pylock) == [
         LockedPackage("jieba", "0.42.1", "jieba-0.42.1.tar.gz", 7, "b" * 64),
         LockedPackage("torch", "2.9.1+cu126", "torch-2.9.1+cu126.whl", 5, "b" * 64),
     ]
@@ -68,7 +70,7 @@ def test_the_one_file_of_each_package_is_taken() -> None:
 def test_an_index_without_hashes_is_refused() -> None:
     pylock: dict[str, Any] = {"packages": [{"name": "torch", "version": "1", "wheels": [{"url": "x/t.whl"}]}]}
     with pytest.raises(UsageError, match="no sha256"):
-        lock.locked_packages(pylock, resolution(make_spec()))
+        lock.locked_packages(pylock)
 
 
 def test_a_refusal_is_shortened_to_the_conflict_with_what_to_change() -> None:

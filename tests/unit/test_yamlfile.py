@@ -56,7 +56,9 @@ def test_every_problem_is_said_at_once() -> None:
     assert {"pyhton", "python", "torch.cudda", "torch.cuda"} <= set(caught.value.message.replace("'", " ").split())
 
 
-@pytest.mark.parametrize("text", ["- a list", "just words", "a: &a [*a, *a]", "!!python/object:os.system {}", "? [x]\n: y"])
+@pytest.mark.parametrize(
+    "text", ["- a list", "just words", "a: &a [*a, *a]", "!!python/object:os.system {}", "? [x]\n: y"]
+)
 def test_other_yaml_is_refused_in_words(text: str) -> None:
     with pytest.raises(UsageError, match=r"example\.yaml"):
         read(text)

@@ -7,7 +7,6 @@ after each, so that an import that kills the interpreter leaves a trace of how f
 """
 
 # Tens of thousands of files: os is several times faster than pathlib.
-# ruff: noqa: PTH105, PTH110, PTH112, PTH114, PTH117, PTH118, PTH120, PTH123, PTH208
 
 import importlib
 import importlib.metadata

@@ -1,0 +1,77 @@
+"""`--verify`: bring the checkout, check that the image is the one that was built, verify it, write the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sifkit import checkout
+from sifkit.apptainer import Apptainer
+from sifkit.errors import ProblemFound, UsageError
+from sifkit.execute import Tools, load_image
+from sifkit.store import sha256_of
+from sifkit.verify import Report, Subject, VerifyOptions, verify, write_report
+from sifkit.verify.nvml import read_host
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line asks of a verification; None: what the project or the checkout has."""
+
+    device: Literal["gpu", "cpu"]
+    gpus: int = 1
+    checkout: Path | None = None
+    config: Path | None = None
+    model: Path | None = None
+    report: Path | None = None
+
+
+def require(wishes: Wishes) -> None:
+    """What can be known before building is said before. Raises `HostError` without a GPU, `UsageError` for paths."""
+    for name in ("config", "checkout", "model"):
+        path: Path | None = getattr(wishes, name)
+        if path is not None and not path.exists():
+            raise UsageError(f"--{name} {path}: there is no such file or directory")
+    if wishes.device == "gpu":
+        read_host()
+
+
+def verify_image(name: str, tools: Tools, wishes: Wishes) -> tuple[Report, Path]:
+    """Verify one built image; return the report, and the directory that it was written to."""
+    image, sif = load_image(name, tools), tools.store.sif(name)
+    manifest = tools.store.manifest(name)
+    with tools.progress.phase(f"{name}: check the image's sha256"):
+        sha256 = sha256_of(sif)
+    if manifest is None or sha256 != manifest.sha256:
+        raise ProblemFound(
+            f"{sif} is not the image that was built: its sha256 differs", f"build it again: --force {name}"
+        )
+    directory = (wishes.report or tools.project.reports / name).absolute()
+    options = VerifyOptions(
+        device=wishes.device,
+        checkout=wishes.checkout.absolute()
+        if wishes.checkout
+        else _cached_checkout(image.spec.llamafactory.version, tools),
+        config=wishes.config.absolute() if wishes.config else None,
+        model=wishes.model.absolute() if wishes.model else None,
+        gpus=wishes.gpus,
+        report_dir=directory,
+        gpu_models=tools.site.gpu.models,
+    )
+    report = verify(Subject(sif, name, sha256, image.lock), options, Apptainer.find(tools.runner), tools.progress)
+    write_report(report, directory)
+    return report, directory
+
+
+def _cached_checkout(version: str, tools: Tools) -> Path:
+    return checkout.cached(version, tools.cache, tools.runner, tools.progress, sources=checkout_sources(tools))
+
+
+def checkout_sources(tools: Tools) -> checkout.Sources:
+    """Where this site's checkouts come from: its wheelhouse, git hosting, its package index."""
+    sources, index = checkout.Sources.from_environ(tools.environ), tools.site.python_index
+    pip_env = {**sources.pip_env, **({"PIP_INDEX_URL": index.url} if index.url else {})}
+    wheelhouse = Path(index.wheelhouse) if index.wheelhouse else None
+    return dataclasses.replace(sources, wheelhouse=wheelhouse, pip_env=pip_env)
