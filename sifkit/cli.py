@@ -72,6 +72,7 @@ def build(
     device: Annotated[Device, typer.Option(help="train on")] = "gpu",
     gpus: Annotated[int, typer.Option(min=1, help="GPUs to train on")] = 1,
     report: Annotated[Path | None, typer.Option(help="directory of the report; else reports/IMAGE")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="keep model and checkpoints of the verification")] = False,
     project: ProjectOption = None,
     site_file: SiteOption = None,
     json_: JsonOption = False,
@@ -79,21 +80,28 @@ def build(
 ) -> None:
     """Build images; list, render or verify them."""
     tools = make_tools(project, site_file, verbose)
-    names = list(dict.fromkeys(_image_name(name) for name in images or [DEFAULT_IMAGE]))
+    names = list(dict.fromkeys(_image_name(name, tools, verify=verify) for name in images or [DEFAULT_IMAGE]))
     if list_:
         _print_list(tools, json_)
     elif render:
         _print_definitions(names, tools, json_)
     elif verify:
-        _verify(names, tools, stamp.Wishes(device, gpus, checkout, config, model, report), force=force, as_json=json_)
+        _verify(
+            names, tools, stamp.Wishes(device, gpus, checkout, config, model, report, keep), force=force, as_json=json_
+        )
     else:
         _print_built(execute.build_all(names, tools, force=force), tools, json_)
 
 
-def _image_name(word: str) -> str:
-    """An image may be given as its name, its spec's path or its .sif."""
+def _image_name(word: str, tools: Tools, *, verify: bool = False) -> str:
+    """An image may be given as its name, its spec's path or its .sif; a foreign .sif can be verified as a file."""
     path = Path(word)
-    return path.stem if path.suffix in (".yaml", ".sif", ".lock") else word
+    if path.suffix not in (".yaml", ".sif", ".lock"):
+        return word
+    foreign = path.suffix == ".sif" and path.absolute() != tools.store.sif(path.stem)
+    if foreign and verify and not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    return word if foreign and verify else path.stem
 
 
 def _print_list(tools: Tools, as_json: bool) -> None:
@@ -130,7 +138,8 @@ def _verify(names: list[str], tools: Tools, wishes: stamp.Wishes, *, force: bool
     if wishes.report and len(names) > 1:
         raise UsageError("--report names one directory, but several images are verified", "verify them one by one")
     stamp.require(wishes)
-    execute.build_all(names, tools, force=force)
+    files = [name for name in names if name.endswith(".sif")]
+    execute.build_all([name for name in names if name not in files], tools, force=force)
     reports = [_verify_one(name, tools, wishes, as_json=as_json) for name in names]
     if as_json:
         print_json([as_json_report(report) for report in reports])
@@ -139,11 +148,14 @@ def _verify(names: list[str], tools: Tools, wishes: stamp.Wishes, *, force: bool
 
 
 def _verify_one(name: str, tools: Tools, wishes: stamp.Wishes, *, as_json: bool) -> verification.Report:
-    report, directory = stamp.verify_image(name, tools, wishes)
+    if name.endswith(".sif"):
+        done = stamp.verify_file(Path(name), tools, wishes)
+    else:
+        done = stamp.verify_image(name, tools, wishes)
     if not as_json:
-        out_console().print(verification.render_table(report))
-    tools.progress.note(f"report: {directory / 'report.json'}, {directory / 'junit.xml'}")
-    return report
+        out_console().print(verification.render_table(done.report))
+    tools.progress.note(f"report: {done.directory / 'report.json'}, {done.directory / 'junit.xml'}")
+    return done.report
 
 
 def out_console() -> Console:
@@ -183,7 +195,7 @@ def lock(
 ) -> None:
     """Resolve specs to locks: every package with version, file and hash."""
     tools = make_tools(project, site_file, verbose)
-    names = [_image_name(name) for name in images] if images else tools.project.names()
+    names = [_image_name(name, tools) for name in images] if images else tools.project.names()
     results = [_lock_one(name, tools, check=check, upgrade=upgrade) for name in names]
     if json_:
         print_json(results)

@@ -224,6 +224,7 @@ class Workshop:
         wheelhouse = self.tools.site.python_index.wheelhouse
         if wheelhouse:
             binds.append(Bind(Path(wheelhouse).absolute(), f"{HOST_DIR}/wheels"))
+            (directory / "uv.toml").write_text(f'no-index = true\nfind-links = ["{HOST_DIR}/wheels"]\n')
         bundle = ca_bundle(self.tools.site, self.tools.environ)
         if bundle:
             shutil.copy(bundle, directory / "ca-bundle.crt")
@@ -248,7 +249,8 @@ def site_script(site: Site, environ: Mapping[str, str], *, has_bundle: bool) -> 
         exports |= dict.fromkeys(names, bundle)
     if index.wheelhouse:
         wheels = f"{HOST_DIR}/wheels"
-        exports |= {"UV_NO_INDEX": "1", "PIP_NO_INDEX": "1", "UV_FIND_LINKS": wheels, "PIP_FIND_LINKS": wheels}
+        # uv has no variable that turns the index off, only a setting
+        exports |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "UV_CONFIG_FILE": f"{HOST_DIR}/uv.toml"}
     elif index.url:
         exports |= {"UV_DEFAULT_INDEX": index.url, "PIP_INDEX_URL": index.url}
         exports |= _plain_http(index.url)

@@ -11,6 +11,7 @@ from sifkit import checkout
 from sifkit.apptainer import Apptainer
 from sifkit.errors import ProblemFound, UsageError
 from sifkit.execute import Tools, load_image
+from sifkit.lock import read_lock
 from sifkit.store import sha256_of
 from sifkit.verify import Report, Subject, VerifyOptions, verify, write_report
 from sifkit.verify.nvml import read_host
@@ -26,6 +27,15 @@ class Wishes:
     config: Path | None = None
     model: Path | None = None
     report: Path | None = None
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A report, and the directory that it was written to."""
+
+    report: Report
+    directory: Path
 
 
 def require(wishes: Wishes) -> None:
@@ -38,31 +48,48 @@ def require(wishes: Wishes) -> None:
         read_host()
 
 
-def verify_image(name: str, tools: Tools, wishes: Wishes) -> tuple[Report, Path]:
-    """Verify one built image; return the report, and the directory that it was written to."""
+def verify_image(name: str, tools: Tools, wishes: Wishes) -> Verified:
+    """Verify an image that this project built. Raises `ProblemFound` when it is another file by now."""
     image, sif = load_image(name, tools), tools.store.sif(name)
     manifest = tools.store.manifest(name)
-    with tools.progress.phase(f"{name}: check the image's sha256"):
-        sha256 = sha256_of(sif)
+    sha256 = _hashed(sif, tools)
     if manifest is None or sha256 != manifest.sha256:
-        raise ProblemFound(
-            f"{sif} is not the image that was built: its sha256 differs", f"build it again: --force {name}"
-        )
-    directory = (wishes.report or tools.project.reports / name).absolute()
+        raise ProblemFound(f"{sif} is not the image that was built: its sha256 differs", f"build again: --force {name}")
+    return _verified(Subject(sif, name, sha256, image.lock), image.spec.llamafactory.version, tools, wishes)
+
+
+def verify_file(sif: Path, tools: Tools, wishes: Wishes) -> Verified:
+    """Verify any .sif. If sifkit built it from a spec of this project, its packages are compared with that lock."""
+    labels = Apptainer.find(tools.runner).labels(sif)
+    name = labels.get("org.opencontainers.image.title", sif.stem)
+    path = tools.project.lock_path(name)
+    version = labels.get("org.sifkit.llamafactory")
+    if version is None and wishes.checkout is None:
+        raise UsageError(f"{sif} does not say which LLaMA-Factory it holds", "give a checkout: --checkout DIR")
+    lock = read_lock(path) if path.is_file() else None
+    return _verified(Subject(sif.absolute(), name, _hashed(sif, tools), lock), version or "", tools, wishes)
+
+
+def _hashed(sif: Path, tools: Tools) -> str:
+    with tools.progress.phase(f"{sif.stem}: check the image's sha256"):
+        return sha256_of(sif)
+
+
+def _verified(subject: Subject, llamafactory: str, tools: Tools, wishes: Wishes) -> Verified:
+    given = wishes.checkout.absolute() if wishes.checkout else None
     options = VerifyOptions(
         device=wishes.device,
-        checkout=wishes.checkout.absolute()
-        if wishes.checkout
-        else _cached_checkout(image.spec.llamafactory.version, tools),
+        checkout=given or _cached_checkout(llamafactory, tools),
         config=wishes.config.absolute() if wishes.config else None,
         model=wishes.model.absolute() if wishes.model else None,
         gpus=wishes.gpus,
-        report_dir=directory,
+        report_dir=(wishes.report or tools.project.reports / subject.name).absolute(),
         gpu_models=tools.site.gpu.models,
+        keep=wishes.keep,
     )
-    report = verify(Subject(sif, name, sha256, image.lock), options, Apptainer.find(tools.runner), tools.progress)
-    write_report(report, directory)
-    return report, directory
+    report = verify(subject, options, Apptainer.find(tools.runner), tools.progress)
+    write_report(report, options.report_dir)
+    return Verified(report, options.report_dir)
 
 
 def _cached_checkout(version: str, tools: Tools) -> Path:

@@ -261,12 +261,22 @@ def judge_losses(found: RunOutputs) -> Check:
         return failed(Level.TRAIN, name, said, *NOT_FINITE)
     if not math.isfinite(found.train_loss) or not math.isfinite(found.eval_loss or 0.0):
         return failed(Level.TRAIN, name, f"train_loss {found.train_loss}, eval_loss {found.eval_loss}", *NOT_FINITE)
+    first, last = found.losses[0][1], found.losses[-1][1]
+    if last > _EXPLODED * max(first, 1.0):
+        return failed(Level.TRAIN, name, f"the loss grows from {first:.3g} to {last:.3g}", *_DIVERGES)
     if all(loss == 0 for _, loss in found.losses):
         cause = "no token of the data counts for the loss: template, cutoff_len or the dataset's columns do not fit"
         return failed(Level.TRAIN, name, "every loss is 0", cause, "correct template, cutoff_len or dataset_info.json")
     listed = " ".join(f"{loss:.3f}" for _, loss in found.losses)
     return passed(Level.TRAIN, name, f"{listed}; eval {found.eval_loss:.3f}" if found.eval_loss is not None else listed)
 
+
+# The loss of a model that knows nothing is the logarithm of its vocabulary, 7 to 12; a few steps do not multiply it.
+_EXPLODED = 10
+_DIVERGES = (
+    "training diverges: the learning rate is too high",
+    "lower learning_rate in the config (the examples have 1.0e-4)",
+)
 
 NOT_FINITE = (
     "the loss is NaN or infinite: the learning rate is too high, fp16 overflows, or the model's weights are damaged",

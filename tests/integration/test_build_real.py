@@ -79,7 +79,9 @@ def test_the_hosts_certificates_are_lent_and_not_kept(toy_project: Path, tmp_pat
     site.write_text(site.read_text().replace("{wheelhouse", f"{{ca_bundle: {bundle}, wheelhouse"))
     assert main(["build", "--project", str(toy_project), "toy"]) == Exit.OK
     image = toy_project / "images" / "toy.sif"
-    found = inside(apptainer, image, f"grep -rl {marker} /etc /opt /root /tmp /usr/local /var 2>/dev/null || true")
+    # /tmp and /var/tmp are the host's
+    places = "/etc /opt /root /usr/local /var"
+    found = inside(apptainer, image, f"grep -rl --exclude-dir=tmp {marker} {places} 2>/dev/null || true")
     assert found == ""
 
 
@@ -91,7 +93,8 @@ def test_the_rendered_definition_builds_with_plain_apptainer(
     capsys.readouterr()
     assert main(["build", "--project", str(toy_project), "--render", "toy"]) == Exit.OK
     definition = tmp_path / "toy.def"
-    offline = f"export PIP_NO_INDEX=1 UV_NO_INDEX=1 PIP_FIND_LINKS={wheelhouse} UV_FIND_LINKS={wheelhouse}"
+    (wheelhouse / "uv.toml").write_text(f'no-index = true\nfind-links = ["{wheelhouse}"]\n')
+    offline = f"export PIP_NO_INDEX=1 PIP_FIND_LINKS={wheelhouse} UV_CONFIG_FILE={wheelhouse}/uv.toml"
     definition.write_text(capsys.readouterr().out.replace("%post\n", f"%post\n    {offline}\n"))
     argv = [apptainer.program, "build", *apptainer.privileges.build_flags, "--bind", str(wheelhouse)]
     image = tmp_path / "plain.sif"

@@ -65,5 +65,6 @@ def test_site_settings_stay_outside_the_definition() -> None:
 
 def test_a_wheelhouse_turns_the_index_off() -> None:
     script = site_script(Site.model_validate({"python_index": {"wheelhouse": "/wheels"}}), {}, has_bundle=False)
-    assert "export UV_NO_INDEX=1\n" in script
+    assert "export PIP_NO_INDEX=1\n" in script
+    assert "UV_CONFIG_FILE" in script
     assert "SSL_CERT_FILE" not in script

@@ -1,0 +1,259 @@
+"""Level static: facts that a container would answer, judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sifkit.errors import UsageError
+from sifkit.model import Lock, LockedPackage
+from sifkit.verify.checks import Outcome
+from sifkit.verify.gpus import capability_of, has_kernels, oldest_driver
+from sifkit.verify.static import (
+    Compiler,
+    Distribution,
+    ImageFacts,
+    Import,
+    SharedObject,
+    judge_architectures,
+    judge_compiler,
+    judge_imports,
+    judge_libraries,
+    judge_origin,
+    judge_packages,
+    judge_static,
+    optional_libraries,
+    parse_facts,
+    unresolved,
+)
+
+SITE = "/opt/venv/lib/python3.13/site-packages"
+ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+
+FACTS = ImageFacts(
+    python="3.13.5",
+    user_site=False,
+    distributions=(Distribution("torch", "2.9.1"), Distribution("torchaudio", "2.9.1")),
+    objects=(
+        SharedObject(f"{SITE}/torch/lib/libtorch_cuda.so", ("libcudart.so.12", "libc.so.6"), None),
+        SharedObject(f"{SITE}/torch/lib/libcaffe2_nvrtc.so", ("libcuda.so.1",), None),
+    ),
+    libraries=frozenset({"libcudart.so.12", "libc.so.6"}),
+    compiler=Compiler("/usr/bin/gcc", True, ""),
+    imports=(Import("torch", 3.0, None),),
+    importing=None,
+    outside=(),
+    torch_cuda="12.8",
+    architectures=ARCHITECTURES,
+    objects_seconds=1.0,
+)
+
+
+def lock_of(**versions: str) -> Lock:
+    packages = tuple(LockedPackage(name, version, f"{name}.whl", 1, "0" * 64) for name, version in versions.items())
+    return Lock("", "", packages)
+
+
+LOCK = lock_of(torch="2.9.1", torchaudio="2.9.1")
+
+
+def test_a_good_image_passes_every_check() -> None:
+    checks = judge_static(FACTS, LOCK, ("A100", "H100"))
+    assert {check.name: check.outcome for check in checks if check.outcome is not Outcome.PASSED} == {}
+
+
+# ------------------------------------------------------------------ packages
+
+
+def test_another_version_than_locked_fails() -> None:
+    check = judge_packages(FACTS.distributions, lock_of(torch="2.9.0", torchaudio="2.9.1"))
+    assert check.outcome is Outcome.FAILED
+    assert check.message == "torch 2.9.1 (lock: 2.9.0)"
+
+
+def test_a_missing_package_fails() -> None:
+    check = judge_packages(FACTS.distributions, lock_of(torch="2.9.1", torchaudio="2.9.1", trl="0.24.0"))
+    assert check.outcome is Outcome.FAILED
+    assert "trl missing (lock: 0.24.0)" in check.message
+
+
+def test_a_package_besides_the_lock_is_a_warning() -> None:
+    check = judge_packages((*FACTS.distributions, Distribution("flash-attn", "2.8.3")), LOCK)
+    assert check.outcome is Outcome.WARNED
+    assert "flash-attn 2.8.3" in check.message
+
+
+def test_installers_besides_the_lock_are_nothing() -> None:
+    installers = tuple(Distribution(name, "1") for name in ("pip", "uv", "setuptools"))
+    assert judge_packages((*FACTS.distributions, *installers), LOCK).outcome is Outcome.PASSED
+
+
+def test_names_are_compared_in_their_normal_form() -> None:
+    lock = Lock("", "", (LockedPackage("Typing_Extensions", "4.1", "x.whl", 1, "0" * 64),))
+    assert judge_packages((Distribution("typing-extensions", "4.1"),), lock).outcome is Outcome.PASSED
+
+
+def test_without_a_lock_packages_are_not_judged() -> None:
+    assert judge_packages(FACTS.distributions, None).outcome is Outcome.NOT_RUN
+
+
+# ------------------------------------------------------------------ shared objects
+
+
+def test_torchaudio_of_another_torch_is_named() -> None:
+    facts = replace(
+        FACTS,
+        distributions=(Distribution("torch", "2.9.1"), Distribution("torchaudio", "2.11.0")),
+        objects=(
+            *FACTS.objects,
+            SharedObject(f"{SITE}/torchaudio/lib/_torchaudio.abi3.so", ("libcudart.so.13",), None),
+        ),
+    )
+    check = judge_libraries(facts)
+    assert check.outcome is Outcome.FAILED
+    assert check.cause is not None
+    assert check.cause.startswith("torchaudio 2.11.0 belongs to another torch: it needs libcudart.so.13")
+    assert "as one set" in (check.fix or "")
+
+
+def test_a_missing_library_names_who_needs_it_and_the_fix() -> None:
+    facts = replace(FACTS, objects=(SharedObject(f"{SITE}/cv2/cv2.abi3.so", ("libGL.so.1",), None),))
+    check = judge_libraries(facts)
+    assert check.outcome is Outcome.FAILED
+    assert check.cause == "cv2 needs libGL.so.1, which is not in the image"
+    assert "libGL.so.1" in (check.fix or "")
+
+
+def test_plugins_may_miss_their_libraries_but_others_may_not_miss_the_same() -> None:
+    plugin = SharedObject(f"{SITE}/nvidia/nvshmem/lib/nvshmem_transport_ucx.so.3", ("libucp.so.0",), None)
+    other = SharedObject(f"{SITE}/torch/lib/libtorch_cuda.so", ("libucp.so.0",), None)
+    assert unresolved(replace(FACTS, objects=(plugin,)), optional_libraries()) == {}
+    assert unresolved(replace(FACTS, objects=(other,)), optional_libraries()) == {"libucp.so.0": (other.path,)}
+
+
+def test_a_damaged_file_fails() -> None:
+    facts = replace(FACTS, objects=(SharedObject(f"{SITE}/x.so", (), "Magic number does not match"),))
+    assert judge_libraries(facts).outcome is Outcome.FAILED
+
+
+# ------------------------------------------------------------------ imports
+
+
+def test_an_import_that_fails_is_explained() -> None:
+    error = "Traceback …\nModuleNotFoundError: No module named 'mpi4py'\n"
+    (check,) = judge_imports(replace(FACTS, imports=(Import("torch", 1.0, error),)))
+    assert check.outcome is Outcome.FAILED
+    assert check.message == "ModuleNotFoundError: No module named 'mpi4py'"
+    assert check.cause == "the Python module mpi4py is not in the image"
+
+
+def test_an_import_that_kills_the_interpreter_fails() -> None:
+    checks = judge_imports(replace(FACTS, importing="torchvision"))
+    assert checks[-1].outcome is Outcome.FAILED
+    assert checks[-1].name == "import torchvision"
+
+
+def test_modules_from_outside_the_image_fail() -> None:
+    check = judge_origin(replace(FACTS, outside=(("torch", "/home/u/.local/lib/python3.13/torch/__init__.py"),)))
+    assert check.outcome is Outcome.FAILED
+    assert "PYTHONNOUSERSITE" in (check.fix or "")
+
+
+def test_an_enabled_user_site_fails() -> None:
+    assert judge_origin(replace(FACTS, user_site=True)).outcome is Outcome.FAILED
+
+
+def test_the_origin_of_what_could_not_be_imported_is_not_judged() -> None:
+    assert judge_origin(replace(FACTS, imports=(Import("torch", 1.0, "boom"),))).outcome is Outcome.NOT_RUN
+
+
+# ------------------------------------------------------------------ GPUs and compilers
+
+
+@pytest.mark.parametrize(
+    ("model", "capability"),
+    [("A100", (8, 0)), ("rtx-4090", (8, 9)), ("NVIDIA H100", (9, 0)), ("Tesla V100", (7, 0)), ("b200", (10, 0))],
+)
+def test_models_are_found_as_sites_write_them(model: str, capability: tuple[int, int]) -> None:
+    assert capability_of(model) == capability
+
+
+def test_an_unknown_model_suggests_the_nearest() -> None:
+    with pytest.raises(UsageError) as raised:
+        capability_of("H1000")
+    assert raised.value.fix == "did you mean H100?"
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [
+        ((7, 0), True),
+        ((8, 9), True),
+        ((9, 0), True),
+        ((10, 3), True),
+        ((12, 0), True),
+        ((6, 1), False),
+        ((11, 0), False),
+    ],
+)
+def test_binary_code_runs_within_its_major_version(capability: tuple[int, int], runs: bool) -> None:
+    assert has_kernels(ARCHITECTURES, capability) is runs
+
+
+def test_ptx_runs_on_what_comes_later_and_special_code_only_on_its_own() -> None:
+    assert has_kernels(("sm_80", "compute_90"), (12, 0))
+    assert not has_kernels(("compute_90",), (8, 0))
+    assert has_kernels(("sm_90a",), (9, 0))
+    assert not has_kernels(("sm_100a",), (10, 3))
+
+
+def test_a_gpu_without_kernels_fails_before_anybody_queues() -> None:
+    check = judge_architectures(("sm_80", "sm_90"), "12.4", ("A100", "B200"))
+    assert check.outcome is Outcome.FAILED
+    assert check.message == "none for B200"
+
+
+def test_kernels_are_not_judged_without_gpu_models_or_torch() -> None:
+    assert judge_architectures(ARCHITECTURES, "12.8", ()).outcome is Outcome.NOT_RUN
+    assert judge_architectures((), None, ("A100",)).outcome is Outcome.NOT_RUN
+
+
+def test_cuda_major_versions_have_their_oldest_driver() -> None:
+    assert oldest_driver("12.8") == "525.60.13"
+    assert oldest_driver("99.0") is None
+
+
+def test_missing_python_headers_are_explained() -> None:
+    said = "probe.c:1:10: fatal error: Python.h: No such file or directory"
+    check = judge_compiler(Compiler("/usr/bin/gcc", False, said))
+    assert check.outcome is Outcome.FAILED
+    assert check.fix == "add python3-dev to apt in the spec"
+
+
+def test_a_missing_compiler_fails() -> None:
+    check = judge_compiler(Compiler(None, False, "no gcc, clang or cc on PATH"))
+    assert check.outcome is Outcome.FAILED
+    assert "gcc" in (check.fix or "")
+
+
+# ------------------------------------------------------------------ the probe's answer
+
+
+def test_an_answer_that_ended_during_an_import_is_still_read() -> None:
+    answer = {
+        "python": "3.13.5",
+        "user_site": False,
+        "distributions": [{"name": "PyYAML", "version": "6.0.3", "path": SITE}],
+        "objects": [{"path": "x.so", "needed": ["libc.so.6"]}],
+        "libraries": ["libc.so.6"],
+        "compiler": {"program": None, "works": False, "said": ""},
+        "imports": [],
+        "importing": "torch",
+        "outside": [],
+        "objects_seconds": 0.5,
+    }
+    facts = parse_facts(answer)
+    assert facts.importing == "torch"
+    assert facts.version_of("pyyaml") == "6.0.3"
+    assert facts.architectures == ()

@@ -1,0 +1,398 @@
+"""Level train: configs, the command line that shortens them, and what a run left behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zipfile
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sifkit.errors import UsageError
+from sifkit.verify import container as places
+from sifkit.verify.checks import Outcome
+from sifkit.verify.nvml import GpuUse
+from sifkit.verify.outputs import (
+    LogRow,
+    RunOutputs,
+    expected_files,
+    fault_of,
+    judge_adapter,
+    judge_files,
+    judge_losses,
+    judge_resume,
+    judge_steps,
+    read_outputs,
+)
+from sifkit.verify.prepare import TrainSetup, judge_config, judge_resumable, prepare
+from sifkit.verify.smoke import HALF, STEPS, TrainConfig, argv, default_config, overrides, parse_config, read_config
+from sifkit.verify.train import config_in_container, device_in_log, judge_device
+
+YAML: dict[str, Any] = {
+    "stage": "sft",
+    "finetuning_type": "lora",
+    "dataset": "identity,alpaca_en_demo",
+    "template": "qwen3_nothink",
+    "cutoff_len": 2048,
+    "gradient_accumulation_steps": 8,
+    "bf16": True,
+}
+
+
+def config_of(**changes: Any) -> TrainConfig:
+    return parse_config(Path("/co/examples/train_lora/qwen3_lora_sft.yaml"), {**YAML, **changes})
+
+
+CONFIG = config_of()
+
+
+def overrides_of(config: TrainConfig, device: str = "cpu", known: frozenset[str] | None = None) -> dict[str, str]:
+    every = known if known is not None else _Everything()
+    return overrides(config, model="/m", output_dir="/o", device=device, known=every)  # type: ignore[arg-type]
+
+
+class _Everything(frozenset[str]):
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
+# ------------------------------------------------------------------ the command line
+
+
+def test_a_run_on_the_cpu_switches_off_what_needs_a_gpu() -> None:
+    values = overrides_of(config_of(deepspeed="examples/deepspeed/ds_z3_config.json"))
+    assert (values["use_cpu"], values["bf16"], values["fp16"], values["deepspeed"]) == (
+        "true",
+        "false",
+        "false",
+        "null",
+    )
+
+
+def test_a_run_on_the_gpu_keeps_the_users_precision_and_deepspeed() -> None:
+    values = overrides_of(config_of(deepspeed="x.json"), device="gpu")
+    assert {"use_cpu", "bf16", "fp16", "deepspeed"} & values.keys() == set()
+
+
+def test_nan_is_not_hidden() -> None:
+    assert overrides_of(CONFIG)["logging_nan_inf_filter"] == "false"
+
+
+def test_the_run_can_be_resumed_whatever_the_config_says() -> None:
+    values = overrides_of(config_of(save_only_model=True, save_total_limit=1, overwrite_output_dir=True))
+    assert (values["save_only_model"], values["overwrite_output_dir"]) == ("false", "false")
+    assert (values["save_total_limit"], values["resume_from_checkpoint"]) == ("null", "null")
+    assert (values["max_steps"], values["save_steps"]) == (str(STEPS), str(HALF))
+
+
+def test_arguments_that_this_version_does_not_know_are_left_out() -> None:
+    assert overrides_of(CONFIG, known=frozenset({"output_dir"})) == {"output_dir": "/o"}
+
+
+def test_evaluation_data_are_held_out_only_where_the_config_has_none() -> None:
+    assert overrides_of(CONFIG)["val_size"] == "0.25"
+    assert "val_size" not in overrides_of(config_of(eval_dataset="alpaca_en_demo"))
+
+
+def test_short_sequences_stay_short() -> None:
+    assert overrides_of(config_of(cutoff_len=64))["cutoff_len"] == "64"
+
+
+def test_the_command_is_what_a_user_would_type() -> None:
+    assert argv("examples/x.yaml", {"max_samples": "8"}) == (
+        "llamafactory-cli",
+        "train",
+        "examples/x.yaml",
+        "max_samples=8",
+    )
+
+
+# ------------------------------------------------------------------ configs
+
+
+def test_the_default_config_is_a_plain_text_recipe(tmp_path: Path) -> None:
+    folder = tmp_path / "examples" / "train_lora"
+    folder.mkdir(parents=True)
+    for name in ("qwen3vl_lora_sft.yaml", "qwen3_lora_sft.yaml", "qwen3_lora_sft_ray.yaml", "qwen3_lora_dpo.yaml"):
+        (folder / name).touch()
+    assert default_config(tmp_path).name == "qwen3_lora_sft.yaml"
+
+
+def test_a_config_without_a_dataset_is_refused() -> None:
+    with pytest.raises(UsageError, match="names no dataset"):
+        config_of(dataset=None)
+
+
+def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("a: [1,\n")
+    with pytest.raises(UsageError, match="cannot be read as YAML"):
+        read_config(path)
+
+
+def test_an_undefined_dataset_is_said_with_the_nearest_name() -> None:
+    check = judge_config(config_of(dataset="alpaca_en_dem"), {"alpaca_en_demo": {}}, None)
+    assert check is not None
+    assert check.outcome is Outcome.FAILED
+    assert check.fix == "did you mean alpaca_en_demo?"
+
+
+def test_data_with_images_need_a_real_model() -> None:
+    info = {"mllm_demo": {"columns": {"messages": "messages", "images": "images"}}}
+    config = config_of(dataset="mllm_demo")
+    check = judge_config(config, info, None)
+    assert check is not None
+    assert check.outcome is Outcome.NOT_RUN
+    assert judge_config(config, info, Path("/models/qwen-vl")) is None
+
+
+def test_a_config_that_cannot_resume_is_warned_about() -> None:
+    (check,) = judge_resumable(config_of(save_only_model=True))
+    assert check.outcome is Outcome.WARNED
+    assert judge_resumable(CONFIG) == ()
+
+
+def test_configs_inside_and_outside_the_checkout_are_found_in_the_container() -> None:
+    inside = TrainSetup(Path("/co"), CONFIG, None, "cpu")
+    outside = replace(inside, config=replace(CONFIG, path=Path("/home/u/my.yaml")))
+    assert config_in_container(inside) == "examples/train_lora/qwen3_lora_sft.yaml"
+    assert config_in_container(outside) == f"{places.IN_CONFIG}/my.yaml"
+
+
+# ------------------------------------------------------------------ checkouts
+
+
+def checkout(path: Path, version: str = "0.9.5") -> Path:
+    (path / "src/llamafactory/extras").mkdir(parents=True)
+    (path / "src/llamafactory/extras/env.py").write_text(f'VERSION = "{version}"\n')
+    (path / "data").mkdir()
+    (path / "data/dataset_info.json").write_text('{"identity": {"file_name": "identity.json"}, "alpaca_en_demo": {}}')
+    (path / "data/identity.json").write_text("[]")
+    (path / "examples/train_lora").mkdir(parents=True)
+    recipe = "dataset: identity,alpaca_en_demo\ntemplate: qwen3_nothink\n"
+    (path / "examples/train_lora/qwen3_lora_sft.yaml").write_text(recipe)
+    return path
+
+
+def test_a_whole_checkout_of_the_images_version_is_ready(tmp_path: Path) -> None:
+    setup, checks = prepare(checkout(tmp_path), None, None, "cpu", "0.9.5")
+    assert setup is not None
+    assert setup.config.template == "qwen3_nothink"
+    assert [check.outcome for check in checks] == [Outcome.PASSED]
+
+
+def test_a_checkout_without_dataset_info_fails_before_any_container(tmp_path: Path) -> None:
+    path = checkout(tmp_path)
+    (path / "data/dataset_info.json").unlink()
+    setup, checks = prepare(path, None, None, "cpu", "0.9.5")
+    assert setup is None
+    assert "dataset_info.json" in (checks[-1].cause or "")
+
+
+def test_a_checkout_of_another_version_fails_before_any_container(tmp_path: Path) -> None:
+    setup, checks = prepare(checkout(tmp_path, "0.9.4"), None, None, "cpu", "0.9.5")
+    assert setup is None
+    assert "is LLaMA-Factory 0.9.4, not 0.9.5" in (checks[-1].cause or "")
+
+
+def test_a_directory_without_a_model_fails(tmp_path: Path) -> None:
+    setup, checks = prepare(checkout(tmp_path), None, tmp_path, "cpu", "0.9.5")
+    assert setup is None
+    assert "has no config.json" in checks[-1].message
+
+
+# ------------------------------------------------------------------ outputs
+
+
+def png() -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", bytes(13)) + chunk(b"IEND", b"")
+
+
+def safetensors(values: bytes = bytes(8)) -> bytes:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    return len(header).to_bytes(8, "little") + header + values
+
+
+def write_run(directory: Path, *, start: int = 1, config: TrainConfig = CONFIG, loss: float = 7.0) -> Path:
+    """An output directory as a good run leaves it, from step `start`."""
+    for name in [group[0] for group in expected_files(config)]:
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        match path.suffix:
+            case ".png":
+                path.write_bytes(png())
+            case ".safetensors":
+                path.write_bytes(safetensors())
+            case ".bin" | ".pt" | ".pth":
+                with zipfile.ZipFile(path, "w") as archive:
+                    archive.writestr("data.pkl", b"")
+            case _:
+                path.write_text("{}\n")
+    steps = range(1, STEPS + 1)
+    rows = [{"current_steps": step, "loss": loss - step / 100} for step in steps if step >= start]
+    (directory / "trainer_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    history = [{"step": step, "loss": loss - step / 100, "grad_norm": 0.4} for step in steps]
+    (directory / "trainer_state.json").write_text(json.dumps({"global_step": STEPS, "log_history": history}))
+    (directory / "all_results.json").write_text(json.dumps({"train_loss": loss, "eval_loss": loss}))
+    return directory
+
+
+def test_a_good_run_passes(tmp_path: Path) -> None:
+    found = read_outputs(write_run(tmp_path))
+    checks = [judge_files(found, CONFIG), judge_steps(found), judge_losses(found)]
+    assert [check.outcome for check in checks] == [Outcome.PASSED] * 3
+
+
+@pytest.mark.parametrize("name", [group[0] for group in expected_files(CONFIG)])
+def test_each_expected_file_is_missed(tmp_path: Path, name: str) -> None:
+    (write_run(tmp_path) / name).unlink()
+    check = judge_files(read_outputs(tmp_path), CONFIG)
+    assert check.outcome is Outcome.FAILED
+    assert name in check.message
+
+
+def test_full_finetuning_writes_whole_weights() -> None:
+    groups = expected_files(config_of(finetuning_type="full"))
+    assert ("adapter_config.json",) not in groups
+    assert ("model.safetensors", "model.safetensors.index.json") in groups
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("training_loss.png", png()[:-6], "is no whole PNG image"),
+        ("training_loss.png", b"GIF89a", "is no whole PNG image"),
+        ("adapter_model.safetensors", safetensors(bytes(4)), "is cut off"),
+        ("adapter_model.safetensors", b"\x01", "is cut off"),
+        ("training_args.bin", b"not a zip", "is no file of torch.save"),
+        ("tokenizer.json", b"", "is empty"),
+        ("tokenizer.json", b'{"a": ', "is not JSON"),
+        ("trainer_log.jsonl", b'{}\n{"a"\n', "is not JSON"),
+    ],
+)
+def test_damaged_files_are_found_by_content(tmp_path: Path, name: str, content: bytes, fault: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert (fault_of(path) or "").startswith(fault)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_fails(tmp_path: Path, bad: float) -> None:
+    check = judge_losses(read_outputs(write_run(tmp_path, loss=bad)))
+    assert check.outcome is Outcome.FAILED
+    assert "learning rate is too high" in (check.cause or "")
+
+
+def test_a_loss_of_zero_beside_a_nan_gradient_is_nan(tmp_path: Path) -> None:
+    found = read_outputs(write_run(tmp_path))
+    hidden = replace(found, log=(LogRow(1, 0.0, None, None),), history=(LogRow(1, 0.0, None, math.nan),))
+    check = judge_losses(hidden)
+    assert check.outcome is Outcome.FAILED
+    assert "learning rate" in (check.cause or "")
+
+
+def test_a_loss_that_explodes_fails(tmp_path: Path) -> None:
+    found = read_outputs(write_run(tmp_path))
+    rows = tuple(LogRow(step, 7.0 if step == 1 else 5000.0, None, None) for step in range(1, STEPS + 1))
+    check = judge_losses(replace(found, log=rows))
+    assert check.outcome is Outcome.FAILED
+    assert "learning rate" in (check.cause or "")
+
+
+def test_labels_that_are_all_masked_fail(tmp_path: Path) -> None:
+    found = read_outputs(write_run(tmp_path))
+    rows = tuple(LogRow(step, 0.0, None, None) for step in range(1, STEPS + 1))
+    assert judge_losses(replace(found, log=rows)).outcome is Outcome.FAILED
+
+
+def test_a_run_that_stops_early_fails(tmp_path: Path) -> None:
+    found = read_outputs(write_run(tmp_path))
+    assert judge_steps(replace(found, global_step=4)).outcome is Outcome.FAILED
+    assert judge_steps(replace(found, log=found.log[:2])).outcome is Outcome.FAILED
+
+
+def test_an_empty_directory_is_judged_not_raised(tmp_path: Path) -> None:
+    found = read_outputs(tmp_path / "nothing")
+    assert found == RunOutputs((), (), (), None, None, None, None)
+    assert judge_losses(found).outcome is Outcome.FAILED
+
+
+# ------------------------------------------------------------------ resume, adapter, device
+
+
+def runs(tmp_path: Path, *, start: int, loss: float = 7.0) -> tuple[RunOutputs, RunOutputs]:
+    return read_outputs(write_run(tmp_path / "a")), read_outputs(write_run(tmp_path / "b", start=start, loss=loss))
+
+
+def test_a_run_that_goes_on_from_its_checkpoint_passes(tmp_path: Path) -> None:
+    assert judge_resume(*runs(tmp_path, start=HALF + 1), exact=True).outcome is Outcome.PASSED
+
+
+def test_a_run_that_starts_again_fails(tmp_path: Path) -> None:
+    check = judge_resume(*runs(tmp_path, start=1), exact=True)
+    assert check.outcome is Outcome.FAILED
+    assert check.message == f"started at step 1, not {HALF + 1}"
+
+
+def test_a_resume_that_loses_its_optimizer_fails(tmp_path: Path) -> None:
+    assert judge_resume(*runs(tmp_path, start=HALF + 1, loss=7.4), exact=True).outcome is Outcome.FAILED
+
+
+def test_a_gpu_may_sum_in_another_order(tmp_path: Path) -> None:
+    assert judge_resume(*runs(tmp_path, start=HALF + 1, loss=7.1), exact=False).outcome is Outcome.PASSED
+
+
+def test_a_resume_that_logged_nothing_fails(tmp_path: Path) -> None:
+    assert judge_resume(*runs(tmp_path, start=STEPS + 1), exact=True).outcome is Outcome.FAILED
+
+
+TENSORS = {"all": 28, "not_finite": [], "lora_b": 14, "lora_b_zero": 0}
+ADAPTER = {"tensors": TENSORS, "finite": True, "changed": 0.1, "new_tokens": 8, "device": "cpu"}
+
+
+def test_a_trained_adapter_passes() -> None:
+    assert [check.outcome for check in judge_adapter(ADAPTER, lora=True)] == [Outcome.PASSED] * 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"all": 0}, {"not_finite": ["base_model.lora_A"]}, {"lora_b_zero": 14}], ids=["none", "nan", "untrained"]
+)
+def test_bad_tensors_fail(change: dict[str, Any]) -> None:
+    answer = {**ADAPTER, "tensors": {**TENSORS, **change}}
+    assert judge_adapter(answer, lora=True)[0].outcome is Outcome.FAILED
+
+
+@pytest.mark.parametrize("change", [{"finite": False}, {"new_tokens": 0}, {"changed": 0.0}])
+def test_an_adapter_that_does_not_work_fails(change: dict[str, Any]) -> None:
+    assert judge_adapter({**ADAPTER, **change}, lora=True)[1].outcome is Outcome.FAILED
+
+
+LOG = (
+    "[INFO] llamafactory.hparams.parser:523 >> Process rank: 0, world size: 1, device: {}, distributed training: False"
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "grown", "outcome"),
+    [
+        ("cpu", "cpu", 0.0, Outcome.PASSED),
+        ("cuda:0", "gpu", 1.2, Outcome.PASSED),
+        ("cpu", "gpu", 0.0, Outcome.FAILED),
+        ("cuda:0", "gpu", 0.0, Outcome.FAILED),
+    ],
+)
+def test_the_work_must_be_done_where_it_was_asked_for(device: str, wanted: str, grown: float, outcome: Outcome) -> None:
+    use = GpuUse(start_memory_gb=1.0, peak_memory_gb=1.0 + grown, utilisation=[5, 40])
+    assert judge_device(device_in_log(LOG.format(device)), wanted, use).outcome is outcome
+
+
+def test_a_log_without_a_device_fails() -> None:
+    assert judge_device(device_in_log("nothing"), "cpu", GpuUse()).outcome is Outcome.FAILED
