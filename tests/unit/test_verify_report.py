@@ -1,0 +1,87 @@
+"""Reports: what counts as passed, and the three forms for machines and people."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from rich.console import Console
+
+from sifkit.verify import Level, Outcome, Report, render_table, write_report
+from sifkit.verify.checks import failed, not_run, passed, warned
+from sifkit.verify.report import verdict
+from sifkit.verify.train import TrainFacts
+
+GOOD = passed(Level.STATIC, "import torch", "works")
+BAD = failed(Level.TRAIN, "losses are finite", "step 2: loss nan \x1b[0m", "learning rate too high", "lower it")
+ABSENT = not_run(Level.HOST, "host", "needs a GPU")
+
+
+def report_of(*checks: object, train: TrainFacts | None = None) -> Report:
+    return Report(
+        name="example",
+        sha256="0" * 64,
+        size=4_600_000_000,
+        versions={"torch": "2.9.1"},
+        device="cpu",
+        started="2026-01-01T00:00:00+00:00",
+        seconds=63.0,
+        levels=(Level.STATIC, Level.HOST, Level.TRAIN),
+        checks=checks,  # type: ignore[arg-type]
+        host=None,
+        train=train,
+    )
+
+
+FACTS = TrainFacts("x.yaml", "smoke model", ((1, math.nan),), (), None, None, None, 1.0, "cpu", None, None, ())
+
+
+def test_passed_means_that_something_passed_and_nothing_failed() -> None:
+    assert report_of(GOOD).passed
+    assert report_of(GOOD, ABSENT, warned(Level.TRAIN, "x", "y")).passed
+    assert not report_of(GOOD, BAD).passed
+    assert not report_of(ABSENT).passed
+    assert not report_of().passed
+
+
+def test_a_level_that_did_not_run_has_not_passed() -> None:
+    report = report_of(GOOD, ABSENT, BAD)
+    outcomes = [report.outcome_of(level) for level in report.levels]
+    assert outcomes == [Outcome.PASSED, Outcome.NOT_RUN, Outcome.FAILED]
+
+
+def test_the_json_is_strict_and_says_it_all(tmp_path: Path) -> None:
+    write_report(report_of(GOOD, ABSENT, BAD, train=FACTS), tmp_path)
+    text = (tmp_path / "report.json").read_text()
+    value = json.loads(text, parse_constant=lambda word: 1 / 0)
+    assert value["passed"] is False
+    assert value["outcome"] == {"static": "passed", "host": "not run", "train": "failed"}
+    assert value["checks"][2]["fix"] == "lower it"
+    assert value["train"]["losses"] == [[1, "nan"]]
+
+
+def test_junit_has_a_suite_for_each_level(tmp_path: Path) -> None:
+    write_report(report_of(GOOD, ABSENT, BAD), tmp_path)
+    suites = ET.parse(tmp_path / "junit.xml").getroot().findall("testsuite")
+    counts = [(suite.get("name"), suite.get("tests"), suite.get("failures"), suite.get("skipped")) for suite in suites]
+    assert counts == [("static", "1", "0", "0"), ("host", "1", "0", "1"), ("train", "1", "1", "0")]
+    assert "fix: lower it" in (suites[2].findtext("testcase/failure") or "")
+
+
+def test_the_table_shows_cause_and_fix_of_what_failed() -> None:
+    console = Console(width=120, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(render_table(report_of(GOOD, ABSENT, BAD)))
+    text = captured.get()
+    assert "cause: learning rate too high" in text
+    assert "fix: lower it" in text
+    assert "not run: needs a GPU" in text
+
+
+def test_the_verdict_names_each_level() -> None:
+    assert verdict(report_of(GOOD, ABSENT)) == (
+        "example: verified (static passed, host not run, train not run) in 63 s"
+    )
