@@ -28,7 +28,7 @@ test: venv apptainer ## every test, the real default image included
 	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 test-fast: venv  ## tests that need seconds and no Apptainer
-	@$(BIN)/python -m pytest -m "not apptainer and not image and not gpu" $(PYTEST_OPTIONS)
+	@$(BIN)/python -m pytest -m "not apptainer and not index and not image and not gpu" $(PYTEST_OPTIONS)
 
 check: venv      ## lint, types, import contract
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal, NoReturn
 
-import click
 import typer
 from rich.console import Console
 
@@ -262,11 +261,11 @@ def main(argv: list[str] | None = None) -> int:
     except SifkitError as error:
         show_error(error)
         return error.exit
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         show_error(Interrupted("stopped by Ctrl-C; nothing half-made was left"))
         return Exit.INTERRUPTED
-    except click.ClickException as error:
-        show_error(UsageError(error.format_message(), "sifkit --help"))
-        return Exit.USAGE
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
+    except typer.TyperException as error:  # wrong words; typer knows which
+        show_error(UsageError(error.format_message(), "see --help"))
+        return Exit.USAGE

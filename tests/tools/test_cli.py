@@ -1,0 +1,133 @@
+"""The command line: exit codes, what goes where, machine-readable answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sifkit.cli import main
+from sifkit.errors import Exit
+from sifkit.listing import Row
+from tests.conftest import SPEC
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIFKIT_CACHE", str(tmp_path / "cache"))
+
+
+def test_list_says_every_image_and_one_broken_spec_hides_none(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "definitions" / "bad.yaml").write_text("nmae: bad\n")
+    (project / "definitions" / "unlocked.yaml").write_text(SPEC.replace("name: example", "name: unlocked"))
+    assert main(["build", "--list", "--json", "--project", str(project)]) == Exit.OK
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    pins = ("0.9.5", "2.9.1", "12.8", "3.13", "debian-trixie")
+    assert rows["example"] == dataclasses.asdict(Row("example", "missing", "", *pins, None))
+    assert rows["bad"]["state"] == "broken"
+    assert "did you mean 'name'?" in rows["bad"]["why"]
+    assert "sifkit lock unlocked" in rows["unlocked"]["why"]
+
+
+def test_list_is_a_table_for_people(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "--list", "--project", str(project)]) == Exit.OK
+    line = capsys.readouterr().out.splitlines()[1].split()
+    assert line == ["example", "missing", "0.9.5", "2.9.1", "12.8", "3.13", "debian-trixie"]
+
+
+def test_render_writes_the_definition_and_nothing_else(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "--render", "--project", str(project), "example"]) == Exit.OK
+    out = capsys.readouterr().out
+    assert out.startswith("# example: LLaMA-Factory 0.9.5")
+    assert "\nBootstrap: " in out
+    assert main(["build", "--render", "--json", "--project", str(project), "definitions/example.yaml"]) == Exit.OK
+    assert json.loads(capsys.readouterr().out) == [{"name": "example", "definition": out}]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["build", "exmaple"], "did you mean example?"),
+        (["build", "--gpus", "0"], "'--gpus'"),
+        (["build", "--no-such-option"], "--no-such-option"),
+        (["build", "--verify", "example", "--device", "tpu"], "'tpu'"),
+        (["build", "--verify", "example", "--device", "cpu", "--config", "/none.yaml"], "--config /none.yaml"),
+        (["build", "--verify", "/none/other.sif", "--device", "cpu"], "/none/other.sif: no such file"),
+        (["build", "example", "--site", "/none/site.yaml"], "/none/site.yaml: no such file"),
+        (["checkout", "../../etc"], "../../etc"),
+        (["lock", "exmaple"], "did you mean example?"),
+    ],
+)
+def test_wrong_words_exit_2_and_name_the_word(
+    project: Path, capsys: pytest.CaptureFixture[str], argv: list[str], said: str
+) -> None:
+    command, *options = argv
+    assert main([command, "--project", str(project), *options]) == Exit.USAGE
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_outside_a_project_it_says_how_to_name_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "--project", str(tmp_path)]) == Exit.USAGE
+    assert "--project" in capsys.readouterr().err
+
+
+def test_lock_check_exits_1_when_stale(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lock", "--check", "--project", str(project)]) == Exit.OK
+    spec = project / "definitions" / "example.yaml"
+    spec.write_text(spec.read_text() + "packages: [scipy]\n")
+    assert main(["lock", "--check", "--json", "--project", str(project)]) == Exit.PROBLEM
+    assert json.loads(capsys.readouterr().out) == [{"name": "example", "state": "stale"}]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == Exit.OK
+    assert capsys.readouterr().out.startswith("sifkit ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small filesystem")
+def test_too_small_a_tmpdir_is_said_before_anything_starts(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    site = tmp_path / "site.yaml"
+    site.write_text(f"tmpdir: {small}\n")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(small)], check=True)
+    try:
+        assert main(["build", "--project", str(project), "--site", str(site), "example"]) == Exit.HOST
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "not enough space to assemble the image: 0.9 GB needed" in said
+    assert "0.0 GB free" in said
+
+
+def test_build_py_on_a_bare_node_says_the_one_command(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "build.py", tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-S", str(tmp_path / "build.py")], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == Exit.HOST
+    assert f"make -C {tmp_path} venv" in run.stderr
+
+
+def test_build_py_goes_on_in_the_projects_own_environment(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "build.py", tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "went on: $*"\n')
+    python.chmod(0o755)
+    run = subprocess.run(
+        [sys.executable, str(tmp_path / "build.py"), "--list"], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == f"went on: {tmp_path / 'build.py'} --list\n"
