@@ -8,7 +8,8 @@ sifkit builds the same in two steps, so that the operating system is made once a
 from __future__ import annotations
 
 from shlex import quote
-from typing import assert_never
+
+from typing_extensions import assert_never
 
 from sifkit.model import (
     Base,

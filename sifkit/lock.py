@@ -7,16 +7,11 @@ package: the wheel that the image's Python and platform will use, named in a com
 from __future__ import annotations
 
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
+import tomli
 from packaging.utils import canonicalize_name
 from uv import find_uv_bin
 
@@ -79,7 +74,7 @@ def make_lock(spec: ImageSpec, site: Site, runner: Runner) -> Lock:
         result = runner.run(command, check=False)
         if result.returncode != 0:
             raise refusal(spec, "\n".join(result.tail), result.returncode)
-        packages = locked_packages(tomllib.loads(output.read_text()))
+        packages = locked_packages(tomli.loads(output.read_text()))
     return parse_lock(render_lock(spec, wanted, packages), f"{spec.name}.lock")
 
 

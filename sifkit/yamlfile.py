@@ -55,11 +55,12 @@ class _Lines:
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode):
                 raise UsageError(f"{self.file}:{line}: a key must be plain text")
+            here: Location = (*at, key)
             if key in result:
-                first = self.line[(*at, key)]
+                first = self.line[here]
                 raise UsageError(f"{self.file}:{line}: key {key!r} stands twice (first on line {first})", "keep one")
-            self.line[(*at, key)] = line
-            result[key] = self.values(value_node, (*at, key))
+            self.line[here] = line
+            result[key] = self.values(value_node, here)
         return result
 
     def of(self, location: Location) -> int:

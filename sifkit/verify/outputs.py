@@ -273,6 +273,9 @@ def judge_losses(found: RunOutputs) -> Check:
 
 # The loss of a model that knows nothing is the logarithm of its vocabulary, 7 to 12; a few steps do not multiply it.
 _EXPLODED = 10
+# Weights of models are of the order of 1; Adam moves each by about the learning rate in each step. A smoke model
+# under a learning rate of 1e6 keeps a finite loss (that of a uniform guess) and ends with weights of millions [measured].
+_LARGEST_WEIGHT = 1e4
 _DIVERGES = (
     "training diverges: the learning rate is too high",
     "lower learning_rate in the config (the examples have 1.0e-4)",
@@ -335,6 +338,8 @@ def _judge_tensors(counts: dict[str, Any], *, lora: bool) -> Check:
         return failed(Level.TRAIN, name, "no tensors were saved", "training saved nothing", "read train.log")
     if counts["not_finite"]:
         return failed(Level.TRAIN, name, f"{len(counts['not_finite'])} tensors are not finite", *NOT_FINITE)
+    if counts["largest"] > _LARGEST_WEIGHT:
+        return failed(Level.TRAIN, name, f"the largest weight is {counts['largest']:.3g}", *_DIVERGES)
     if lora and counts["lora_b"] and counts["lora_b_zero"] == counts["lora_b"]:
         cause = "lora_B starts at zero and stayed there: no gradient reached the adapter, or the learning rate is 0"
         return failed(Level.TRAIN, name, "every lora_B is zero", cause, "check learning_rate and the data's labels")

@@ -33,7 +33,7 @@ exit {code}
 """
 
 GOOD = """{"python": "3.13.5", "user_site": false, "distributions": [], "objects": [], "libraries": [],
-"compiler": {"program": "gcc", "works": true, "said": ""}, 
+"compiler": {"program": "gcc", "works": true, "said": ""},
 "imports": [{"module": "torch", "seconds": 1.0, "error": %s}],
 "outside": [], "torch_cuda": "12.8", "architectures": ["sm_80"], "objects_seconds": 0.1}"""
 

@@ -354,7 +354,7 @@ def test_a_resume_that_logged_nothing_fails(tmp_path: Path) -> None:
     assert judge_resume(*runs(tmp_path, start=STEPS + 1), exact=True).outcome is Outcome.FAILED
 
 
-TENSORS = {"all": 28, "not_finite": [], "lora_b": 14, "lora_b_zero": 0}
+TENSORS = {"all": 28, "not_finite": [], "lora_b": 14, "lora_b_zero": 0, "largest": 0.1}
 ADAPTER = {"tensors": TENSORS, "finite": True, "changed": 0.1, "new_tokens": 8, "device": "cpu"}
 
 
@@ -363,7 +363,9 @@ def test_a_trained_adapter_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"all": 0}, {"not_finite": ["base_model.lora_A"]}, {"lora_b_zero": 14}], ids=["none", "nan", "untrained"]
+    "change",
+    [{"all": 0}, {"not_finite": ["base_model.lora_A"]}, {"lora_b_zero": 14}, {"largest": 2e6}],
+    ids=["none", "nan", "untrained", "exploded"],
 )
 def test_bad_tensors_fail(change: dict[str, Any]) -> None:
     answer = {**ADAPTER, "tensors": {**TENSORS, **change}}

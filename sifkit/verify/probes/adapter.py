@@ -16,12 +16,12 @@ def main(answer_path, model_dir, output_dir, kind, device):
 
 
 def _tensors(output_dir, kind):
-    """Counts over the safetensors files: how many tensors, how many not finite, how many lora_B are all zero."""
+    """Counts over the safetensors files: how many tensors, how many not finite, how many lora_B are all zero; the largest value."""
     import torch
     from safetensors import safe_open
 
     pattern = "adapter_model.safetensors" if kind == "lora" else "model*.safetensors"
-    counts = {"all": 0, "not_finite": [], "lora_b": 0, "lora_b_zero": 0}
+    counts = {"all": 0, "not_finite": [], "lora_b": 0, "lora_b_zero": 0, "largest": 0.0}
     for path in sorted(Path(output_dir).glob(pattern)):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
@@ -29,6 +29,8 @@ def _tensors(output_dir, kind):
                 counts["all"] += 1
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     counts["not_finite"].append(name)
+                elif tensor.is_floating_point() and tensor.numel():
+                    counts["largest"] = max(counts["largest"], float(tensor.abs().max()))
                 if "lora_B" in name:
                     counts["lora_b"] += 1
                     counts["lora_b_zero"] += int(not tensor.any())
