@@ -273,8 +273,8 @@ def judge_losses(found: RunOutputs) -> Check:
 
 # The loss of a model that knows nothing is the logarithm of its vocabulary, 7 to 12; a few steps do not multiply it.
 _EXPLODED = 10
-# Weights of models are of the order of 1; Adam moves each by about the learning rate in each step. A smoke model
-# under a learning rate of 1e6 keeps a finite loss (that of a uniform guess) and ends with weights of millions [measured].
+# Weights of models are of the order of 1; Adam moves each by about the learning rate in each step. Measured: under
+# a learning rate of 1e6 a smoke model keeps a finite loss (a uniform guess) and ends with weights of millions.
 _LARGEST_WEIGHT = 1e4
 _DIVERGES = (
     "training diverges: the learning rate is too high",

@@ -16,7 +16,7 @@ def main(answer_path, model_dir, output_dir, kind, device):
 
 
 def _tensors(output_dir, kind):
-    """Counts over the safetensors files: how many tensors, how many not finite, how many lora_B are all zero; the largest value."""
+    """Over all files: how many tensors, which are not finite, how many lora_B are zero, the largest value."""
     import torch
     from safetensors import safe_open
 
