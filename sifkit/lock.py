@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import tomli
 from packaging.utils import canonicalize_name
-from uv import find_uv_bin
 
 from sifkit.errors import CommandFailed, UsageError
 from sifkit.model import ImageSpec, Lock, LockedPackage, Site
@@ -80,6 +79,8 @@ def make_lock(spec: ImageSpec, site: Site, runner: Runner) -> Lock:
 
 def uv_command(wanted: Resolution, site: Site, requirements: Path, output: Path) -> list[str]:
     """uv's command line, flag beside its value."""
+    from uv import find_uv_bin  # here: nodes that only verify have no uv
+
     index = site.python_index
     argv = [find_uv_bin(), "pip", "compile", str(requirements), "--output-file", str(output), "--quiet"]
     argv += ["--format", "pylock.toml", "--no-config", "--no-python-downloads"]
