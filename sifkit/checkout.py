@@ -27,8 +27,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
-from uv import find_uv_bin
-
 from sifkit.errors import CommandFailed, HostError, ProblemFound, SifkitError, UsageError
 from sifkit.progress import Progress
 from sifkit.run import Command, Runner
@@ -271,6 +269,8 @@ def _pip() -> tuple[str, ...]:
     """pip beside this Python; in an environment that uv made, where there is none, the one that uv brings."""
     if importlib.util.find_spec("pip"):
         return (sys.executable, "-m", "pip")
+    from uv import find_uv_bin  # here: nodes that only verify have no uv
+
     return (find_uv_bin(), "tool", "run", "pip")
 
 
