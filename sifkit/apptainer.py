@@ -130,6 +130,8 @@ class Apptainer:
     def labels(self, image: Path) -> dict[str, str]:
         """The labels in the image, read without running anything in it."""
         client = get_client(quiet=True)
+        # spython calls a program named singularity, which an Apptainer without its compatibility link has not
+        client._init_command = lambda action, _options=None: [self.program, action]
         answer: Any = client.inspect(str(image), quiet=True)
         if not isinstance(answer, dict):
             answer = json.loads(answer or "{}")
