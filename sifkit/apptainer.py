@@ -110,7 +110,7 @@ class Apptainer:
     ) -> Command:
         """Build `target` from `definition`, relative paths in `%files` meaning `root`. zstd squashfs, all cores."""
         argv = [self.program, "build", "--force", "--notest", *self.privileges.build_flags]
-        argv += ["--mksquashfs-args", f"-comp zstd -Xcompression-level 3 -processors {os.cpu_count() or 1}"]
+        argv += ["--mksquashfs-args", f"-comp zstd -Xcompression-level 3 -processors {len(os.sched_getaffinity(0))}"]
         for bind in binds:
             argv += ["--bind", bind.option()]
         env = {"APPTAINER_TMPDIR": str(tmpdir), "TMPDIR": str(tmpdir)}

@@ -16,7 +16,7 @@ from rich.console import Console
 from sifkit import __version__, deffile, execute, listing, site, stamp
 from sifkit import checkout as checkouts
 from sifkit import verify as verification
-from sifkit.errors import Exit, Interrupted, SifkitError, UsageError
+from sifkit.errors import Exit, HostError, Interrupted, SifkitError, UsageError
 from sifkit.execute import Tools
 from sifkit.lock import make_lock, state
 from sifkit.progress import progress_for
@@ -49,6 +49,8 @@ def make_tools(project: Path | None, site_file: Path | None, verbose: bool) -> T
     """Everything that a command acts with. Raises `UsageError` for a site file that is wrong."""
     environ = dict(os.environ)
     echo = (lambda text: narration.print(text, markup=False, highlight=False, soft_wrap=True)) if verbose else None
+    if project is not None and not (project / "definitions").is_dir():
+        raise UsageError(f"--project {project}: there is no definitions/ in it", "name the directory that holds it")
     return Tools(
         project=find_project((project or Path.cwd()).absolute()),
         site=site.load_site(site_file, environ, Path.cwd()),
@@ -100,7 +102,13 @@ def _image_name(word: str, tools: Tools, *, verify: bool = False) -> str:
     foreign = path.suffix == ".sif" and path.absolute() != tools.store.sif(path.stem)
     if foreign and verify and not path.is_file():
         raise UsageError(f"{path}: no such file")
-    return word if foreign and verify else path.stem
+    if foreign and verify:
+        return word
+    home = tools.project.images if path.suffix == ".sif" else tools.project.definitions
+    places = {path.resolve().parent, (tools.project.root / path).resolve().parent}
+    if len(path.parts) > 1 and home.resolve() not in places:
+        raise UsageError(f"{path} is not in this project", f"name an image of {tools.project.root}, or give --project")
+    return path.stem
 
 
 def _print_list(tools: Tools, as_json: bool) -> None:
@@ -211,8 +219,8 @@ def _lock_one(name: str, tools: Tools, *, check: bool, upgrade: bool) -> dict[st
         return {"name": name, "state": before}
     with tools.progress.phase(f"resolve {name}"):
         lock = make_lock(spec, tools.site, tools.runner)
-    partial = path.with_suffix(".lock.partial")
-    partial.write_text(lock.text)
+    partial = path.with_suffix(f".lock.{os.getpid()}.partial")
+    partial.write_text(lock.text, encoding="utf-8")
     partial.replace(path)
     tools.progress.note(f"{path.name}: {len(lock.packages)} packages, {lock.download_bytes() / 1e9:.1f} GB to download")
     return {"name": name, "state": "current", "was": before}
@@ -251,16 +259,29 @@ def show_error(error: SifkitError) -> None:
         narration.print(error.fix, markup=False, highlight=False, soft_wrap=True)
 
 
+def _quiet_exit() -> int:
+    """128 + SIGPIPE, as other programs end; standard output is replaced so that Python's own flush is silent."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code. Unexpected exceptions keep their traceback: they are our bugs."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+            signal.signal(number, _interrupt)
     try:
         code = app(args=argv, prog_name="sifkit", standalone_mode=False)
         return int(code or 0)
     except SifkitError as error:
         show_error(error)
         return error.exit
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        return _quiet_exit()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        show_error(HostError(f"{where}{error.strerror or error}", "look at its permissions, kind, and space"))
+        return Exit.HOST
     except (KeyboardInterrupt, typer.Abort):
         show_error(Interrupted("stopped by Ctrl-C; nothing half-made was left"))
         return Exit.INTERRUPTED

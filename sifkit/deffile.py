@@ -127,7 +127,7 @@ chmod 1777 tmp var/tmp
 for path in {" ".join(quote(path) for path in source.copy_)}; do
     [ ! -e "$path" ] || cp -a --parents "$path" .
 done
-for link in bin lib lib64; do
+for link in bin lib lib64 sbin; do
     [ -e "$link" ] || ln -s "usr/$link" "$link"
 done"""
     return _section("setup", tree, mount_point)
@@ -153,7 +153,8 @@ if [ -r {HOST_DIR}/site.sh ]; then set +x; . {HOST_DIR}/site.sh; set -x; fi"""
 def _post(spec: ImageSpec, *, system: bool, python: bool) -> str:
     has_apt = isinstance(spec.base, str) or spec.base.bootstrap != "scratch"
     paragraphs = [_SITE]
-    paragraphs += [_system(spec)] if system and has_apt else []
+    if system:
+        paragraphs += [_system(spec)] if has_apt else ["# Triton asks ldconfig where libcuda is.\n/usr/sbin/ldconfig"]
     paragraphs += [_python(spec)] if python else []
     return _section("post", *paragraphs)
 

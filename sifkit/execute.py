@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import shlex
 import shutil
 import tempfile
@@ -119,7 +120,7 @@ def build(step: Step, tools: Tools, apptainer: Apptainer, *, force: bool = False
         tmpdir = choose_tmpdir(tools.site, tools.environ, room, tools.cache)
         check_images_room(store.directory, tmpdir, room)
         workshop = Workshop(tools, apptainer, tmpdir, fresh_log(tools.project, name))
-        store.partial(name).unlink(missing_ok=True)
+        store.remove_partials(name)
         try:
             publish(step, workshop, workshop.assemble(step.image))
         except CommandFailed as error:
@@ -188,8 +189,9 @@ class Workshop:
         with exclusive(bases / f".{name}.lock", lambda: _say_waiting(name, self.tools)):
             if target.exists():
                 return target
-            partial = bases / f".{name}.partial"
-            partial.unlink(missing_ok=True)
+            for leftover in bases.glob(f".{name}.*.partial"):
+                leftover.unlink(missing_ok=True)
+            partial = bases / f".{name}.{os.getpid()}.partial"
             with timings.phase("base", self.tools.progress, f"base {name.removesuffix('.sif')}"):
                 self.apptainer_build(definition, partial)
             partial.replace(target)
@@ -200,7 +202,7 @@ class Workshop:
         scratch = Path(tempfile.mkdtemp(prefix="sifkit-", dir=self._tmpdir()))
         try:
             deffile = scratch / "image.def"
-            deffile.write_text(definition)
+            deffile.write_text(definition, encoding="utf-8")
             command = self.apptainer.build_command(
                 target, deffile, binds=self._lend(scratch / "lent"), root=self.tools.project.root, tmpdir=scratch
             )

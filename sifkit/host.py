@@ -78,7 +78,7 @@ def choose_tmpdir(site: Site, environ: Mapping[str, str], room: Room, cache: Pat
     """
     needed = room.tree + room.sif  # Apptainer writes the squashfs beside the tree
     if site.tmpdir != "auto":
-        directory = Path(site.tmpdir)
+        directory = Path(site.tmpdir).absolute()
         if not directory.is_dir():
             raise UsageError(f"the site's tmpdir {directory} is not a directory", "correct the site file")
         candidates = [directory]
@@ -86,8 +86,8 @@ def choose_tmpdir(site: Site, environ: Mapping[str, str], room: Room, cache: Pat
         named = [environ[name] for name in ("APPTAINER_TMPDIR", "TMPDIR") if environ.get(name)]
         candidates = [
             path
-            for path in map(Path, [*named, "/var/tmp", "/tmp", str(cache)])
-            if existing(path) == path or path == cache
+            for path in (Path(word).absolute() for word in [*named, "/var/tmp", "/tmp", str(cache)])
+            if path.is_dir() or path == cache
         ]
         candidates = [
             path for path in candidates if filesystem_type(existing(path)) not in _MEMORY_FILESYSTEMS

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from sifkit.errors import UsageError
 from sifkit.execute import Tools, load_image, make_step
@@ -64,11 +65,11 @@ def _verified(name: str, tools: Tools) -> tuple[str, str] | None:
     manifest = tools.store.manifest(name)
     try:
         report = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    if manifest is None or report.get("sha256") != manifest.sha256:
+    if manifest is None or not isinstance(report, dict) or report.get("sha256") != manifest.sha256:
         return None
-    device, when = report.get("device", ""), str(report.get("started", ""))[:10]
+    device, when = str(report.get("device", "")), str(report.get("started", ""))[:10]
     if report.get("passed"):
         return "verified", f"on the {'GPU' if device == 'gpu' else device.upper()}, {when}"
     return "built", f"verification failed, {when}: see {path.parent.name}/report.json in reports/"
@@ -82,10 +83,11 @@ def as_table(rows: Sequence[Row]) -> Table:
     table.add_column("", overflow="fold")
     colours = {"verified": "green", "built": "green", "stale": "yellow", "broken": "red"}
     for row in rows:
-        colour = colours.get(row.state, "default")
+        colour = colours.get(row.state, "")
         size = "" if row.size is None else f"{row.size / 1e9:.1f} GB"
         pins = (row.llamafactory, row.torch, row.cuda, row.python, row.base, size)
-        table.add_row(row.name, f"[{colour}]{row.state}[/]", *pins, row.why)
+        cells = (Text(cell) for cell in (*pins, row.why))  # Text: brackets in a message are no markup
+        table.add_row(Text(row.name), Text(row.state, style=colour), *cells)
     return table
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,15 @@ from sifkit.resolve import Resolution, resolution
 from sifkit.run import Command, Runner
 
 _PACKAGE = re.compile(
-    r"^(?P<name>\S+)==(?P<version>\S+) \\\n    --hash=sha256:(?P<sha256>[0-9a-f]{64})  # (?P<file>\S+) (?P<size>\d+)$",
+    r"^(?P<name>\S+)==(?P<version>\S+) \\\n"
+    r"    --hash=sha256:(?P<sha256>[0-9a-f]{64})  # (?P<file>\S+) (?P<size>[0-9]{1,15})$",
     re.MULTILINE,
 )
+_HEAD_LINES = 3
+_COUNT = re.compile(r"^# \S+: ([0-9]{1,6}) packages,")
 _INPUTS = re.compile(r"^# inputs: ([0-9a-f]{64})$", re.MULTILINE)
 
-State = Literal["current", "stale", "missing"]
+State = Literal["current", "stale", "missing", "damaged"]
 
 
 def parse_lock(text: str, file: str) -> Lock:
@@ -34,24 +38,43 @@ def parse_lock(text: str, file: str) -> Lock:
     packages = tuple(
         LockedPackage(m["name"], m["version"], m["file"], int(m["size"]), m["sha256"]) for m in _PACKAGE.finditer(text)
     )
-    entries = len(re.findall(r"^[^#\s]", text, re.MULTILINE))
-    if inputs is None or not packages or entries != len(packages):
-        raise UsageError(f"{file}: not a lock that sifkit wrote", f"write it again: sifkit lock {Path(file).stem}")
+    count, body = _COUNT.search(text), "".join(f"{line}\n" for line in text.split("\n")[_HEAD_LINES:-1])
+    whole = count is not None and int(count[1]) == len(packages) and body == _entries(packages)
+    if inputs is None or not packages or not whole:
+        raise UsageError(
+            f"{file}: not a lock as sifkit wrote it (edited, cut, or merged)",
+            f"write it again: sifkit lock {Path(file).stem}",
+        )
     return Lock(text, inputs[1], packages)
+
+
+def _entries(packages: Iterable[LockedPackage]) -> str:
+    """The lines of the packages, which must be all that a lock holds."""
+    return "".join(
+        f"{package.name}=={package.version} \\\n    --hash=sha256:{package.sha256}  # {package.file} {package.size}\n"
+        for package in packages
+    )
 
 
 def state(spec: ImageSpec, path: Path) -> State:
     """Whether the lock at `path` was resolved from what the spec says now. Needs no network."""
     if not path.is_file():
         return "missing"
-    return "current" if read_lock(path).inputs_digest == resolution(spec).digest() else "stale"
+    try:
+        lock = read_lock(path)
+    except UsageError:
+        return "damaged"
+    return "current" if lock.inputs_digest == resolution(spec).digest() else "stale"
 
 
 def read_lock(path: Path) -> Lock:
     """Raises `UsageError` if there is none."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file", f"write it: sifkit lock {path.stem}")
-    return parse_lock(path.read_text(), str(path))
+    try:
+        return parse_lock(path.read_bytes().decode(), str(path))
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not a text file", f"write it again: sifkit lock {path.stem}") from None
 
 
 def current_lock(spec: ImageSpec, path: Path) -> Lock:
@@ -130,11 +153,7 @@ def render_lock(spec: ImageSpec, wanted: Resolution, packages: list[LockedPackag
         "# Written by `sifkit lock` from the spec beside it; do not edit. A requirements file: pip and uv read it.",
         f"# inputs: {wanted.digest()}",
     ]
-    entries = [
-        f"{package.name}=={package.version} \\\n    --hash=sha256:{package.sha256}  # {package.file} {package.size}"
-        for package in packages
-    ]
-    return "\n".join([*head, *entries]) + "\n"
+    return "\n".join(head) + "\n" + _entries(packages)
 
 
 def refusal(spec: ImageSpec, said: str, returncode: int) -> UsageError | CommandFailed:

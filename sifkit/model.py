@@ -14,13 +14,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-Version = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)*((a|b|rc|\.post|\.dev)\d+)?$")]
-MinorVersion = Annotated[str, StringConstraints(pattern=r"^\d+\.\d+$")]
+Version = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*((a|b|rc|\.post|\.dev)[0-9]+)?$")]
+MinorVersion = Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+$")]
 DebianPackage = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+:~-]+)?$")]
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/")]
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f]*$")]
 
 # One token inside a definition header: Apptainer reads the rest of the line as the value.
 _ONE_LINE = r"^[^\s\x00-\x1f]+$"
+IMAGE_NAME = "[a-z0-9][a-z0-9._-]*"
 SourceReference = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$")]
 OneWord = Annotated[str, StringConstraints(pattern=_ONE_LINE)]
 
@@ -70,16 +71,32 @@ class DockerArchive(Strict):
     from_: SourceReference = Field(alias="from")
 
 
+# What a tree needs to run the host's Python, compiler (libexec on Ubuntu) and ldconfig, which Triton asks.
+HOST_TREE = (
+    "/usr/bin",
+    "/usr/sbin",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/libexec",
+    "/usr/include",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/ssl/certs",
+    "/etc/alternatives",
+)
+
+
 class Scratch(Strict):
     """An empty tree with directories of the build host copied in: for hosts without any network or registry."""
 
     bootstrap: Literal["scratch"]
     copy_: tuple[AbsolutePath, ...] = Field(
-        ("/usr/bin", "/usr/lib", "/usr/lib64", "/usr/include", "/etc/passwd", "/etc/group", "/etc/ld.so.conf",
-         "/etc/ld.so.conf.d", "/etc/ssl/certs", "/etc/alternatives"),
+        HOST_TREE,
         alias="copy",
         description="files and directories of the host, copied to the same place; absent ones are left out",
-    )  # fmt: skip
+    )
 
 
 Base = Annotated[
@@ -106,7 +123,7 @@ class LlamaFactory(Strict):
 class ImageSpec(Strict):
     """What is in an image: the same on every machine. `definitions/NAME.yaml`."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)] = Field(
+    name: Annotated[str, StringConstraints(pattern=f"^{IMAGE_NAME}$", max_length=80)] = Field(
         description="file name of the image, without .sif; the spec's own file name"
     )
     base: OneWord | Base = Field(
@@ -131,6 +148,10 @@ class ImageSpec(Strict):
     @classmethod
     def _one_line_values(cls, value: dict[str, str]) -> dict[str, str]:
         for name, text in value.items():
+            if name in ("PATH", "PYTHONNOUSERSITE"):
+                raise ValueError(f"{name} is the image's own: its Python and its isolation depend on it")
+            if not text.isascii() and "\\u" in ascii(text) and any("\ud800" <= c <= "\udfff" for c in text):
+                raise ValueError(f"{name} is not text (a lone surrogate)")
             if re.search(r"[\x00-\x1f]", text):
                 raise ValueError(f"{name} holds a control character or a line break")
             if "{{" in text:  # Apptainer ≥ 1.2 reads {{ }} in definitions as build arguments

@@ -107,7 +107,7 @@ def platform_of(spec: ImageSpec) -> str:
 def resolve_base(spec: ImageSpec, site: Site, host: HostBases) -> ImageBase:
     """The base as this site obtains it. Raises `UsageError` for a name that nobody knows."""
     if not isinstance(spec.base, str):
-        return ImageBase("", spec.base, _identity(spec.base))
+        return ImageBase("", _with_mirror(spec.base, host), _identity(spec.base))
     if spec.base in site.bases:
         source = _with_mirror(site.bases[spec.base], host)
         return ImageBase(spec.base, source, _identity(site.bases[spec.base]))

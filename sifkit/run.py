@@ -6,6 +6,7 @@ shows progress, stops everything on Ctrl-C, and raises `CommandFailed` with the 
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import shutil
@@ -126,9 +127,6 @@ class _Supervised:
             stdin=subprocess.PIPE,  # the leash: see supervise.py
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
             start_new_session=True,
         )
         assert self._process.stdout is not None
@@ -138,23 +136,30 @@ class _Supervised:
             threading.Thread(target=self._read, args=(self._process.stderr, False), daemon=True),
         ]
 
-    def _read(self, stream: IO[str], is_stdout: bool) -> None:
-        with stream:
-            for raw in stream:
+    def _read(self, stream: IO[bytes], is_stdout: bool) -> None:
+        # newline="\n": Python would otherwise turn each \r of a progress bar into a line
+        with io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="\n") as lines:
+            for raw in lines:
                 self._take(raw, is_stdout)
 
     def _take(self, raw: str, is_stdout: bool) -> None:
-        line = raw.rstrip("\n").rpartition("\r")[2]  # a progress bar redraws its line: keep the last state
+        line = raw.rstrip("\n").rstrip("\r").rpartition("\r")[2]  # a progress bar redraws its line: keep the last state
         with self._guard:
             if is_stdout:
                 self._stdout.append(raw)
-            if self._log:
-                self._log.write(f"{line}\n")
-                self._log.flush()
             if line.strip():
                 self._tail.append(line)
-                if self._on_line:
-                    self._on_line(line)
+            try:
+                self._pass_on(line)
+            except OSError:  # nobody reads our output, or the log's disk is full: the program goes on
+                self._on_line = self._log = None
+
+    def _pass_on(self, line: str) -> None:
+        if self._log:
+            self._log.write(f"{line}\n")
+            self._log.flush()
+        if self._on_line and line.strip():
+            self._on_line(line)
 
     def wait(self, timeout: timedelta | None) -> Result:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from sifkit.apptainer import Apptainer
 from sifkit.errors import ProblemFound, UsageError
 from sifkit.execute import Tools, load_image
 from sifkit.lock import read_lock
+from sifkit.model import IMAGE_NAME
 from sifkit.store import sha256_of
 from sifkit.verify import Report, Subject, VerifyOptions, verify, write_report
 from sifkit.verify.nvml import read_host
@@ -42,8 +44,11 @@ def require(wishes: Wishes) -> None:
     """What can be known before building is said before. Raises `HostError` without a GPU, `UsageError` for paths."""
     for name in ("config", "checkout", "model"):
         path: Path | None = getattr(wishes, name)
-        if path is not None and not path.exists():
-            raise UsageError(f"--{name} {path}: there is no such file or directory")
+        if path is not None and not (path.is_file() if name == "config" else path.is_dir()):
+            kind = "file" if name == "config" else "directory"
+            raise UsageError(f"--{name} {path}: there is no such {kind}", f"give the path of a {kind} that is there")
+    if wishes.report is not None and wishes.report.exists() and not wishes.report.is_dir():
+        raise UsageError(f"--report {wishes.report}: that is a file", "give a directory")
     if wishes.device == "gpu":
         read_host()
 
@@ -61,7 +66,8 @@ def verify_image(name: str, tools: Tools, wishes: Wishes) -> Verified:
 def verify_file(sif: Path, tools: Tools, wishes: Wishes) -> Verified:
     """Verify any .sif. If sifkit built it from a spec of this project, its packages are compared with that lock."""
     labels = Apptainer.find(tools.runner).labels(sif)
-    name = labels.get("org.opencontainers.image.title", sif.stem)
+    title = labels.get("org.opencontainers.image.title", "")
+    name = title if re.fullmatch(IMAGE_NAME, title) else sif.stem  # it names files of ours: take no path from it
     path = tools.project.lock_path(name)
     version = labels.get("org.sifkit.llamafactory")
     if version is None and wishes.checkout is None:

@@ -46,7 +46,7 @@ class Manifest:
         try:
             values = json.loads(text)
             return cls(**{**values, "recipe": Recipe(**values["recipe"])})
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
 
 
@@ -61,8 +61,13 @@ class Store:
         return self.directory / f"{name}.sif"
 
     def partial(self, name: str) -> Path:
-        """Where an image stands while it is made; only the holder of its lock may touch it."""
-        return self.directory / f".{name}.sif.partial"
+        """Where this process makes an image. Its own name: a killed build's supervisor may still remove its own."""
+        return self.directory / f".{name}.sif.{os.getpid()}.partial"
+
+    def remove_partials(self, name: str) -> None:
+        """What killed builds left; only for the holder of the image's lock."""
+        for path in self.directory.glob(f".{name}.sif.*.partial"):
+            path.unlink(missing_ok=True)
 
     def manifest_path(self, name: str) -> Path:
         """Beside the image."""
@@ -71,8 +76,8 @@ class Store:
     def manifest(self, name: str) -> Manifest | None:
         """None when there is none that can be read."""
         try:
-            return Manifest.from_json(self.manifest_path(name).read_text())
-        except FileNotFoundError:
+            return Manifest.from_json(self.manifest_path(name).read_text(encoding="utf-8"))
+        except (FileNotFoundError, UnicodeDecodeError):
             return None
 
     def on_disk(self, name: str) -> tuple[int, int] | None:

@@ -84,8 +84,10 @@ def parse(text: str, model: type[MODEL], file: str) -> MODEL:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"{file}:{line}: not YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UsageError(f"{file}: not YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise UsageError(f"{file}: nested too deeply", "is this the file you meant?") from None
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError) as error:  # the last two: a tag that does not fit
+        raise UsageError(f"{file}: not YAML: {(str(error) or repr(error)).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{file}:1: expected keys and values, found {type(values).__name__}")
     try:

@@ -45,7 +45,12 @@ def lock_text(spec: ImageSpec, *packages: str) -> str:
     entries = [
         f"{package} \\\n    --hash=sha256:{'0' * 64}  # {package.replace('==', '-')}.whl 1000" for package in packages
     ]
-    return "\n".join([f"# inputs: {resolution(spec).digest()}", *entries]) + "\n"
+    head = [
+        f"# {spec.name}: {len(packages)} packages, invented",
+        "# by a test",
+        f"# inputs: {resolution(spec).digest()}",
+    ]
+    return "\n".join([*head, *entries]) + "\n"
 
 
 def make_image(spec: ImageSpec | None = None, site: Site | None = None, host: HostBases = HOST) -> Image:

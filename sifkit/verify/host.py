@@ -10,6 +10,8 @@ from sifkit.verify.checks import Check, Level, failed, passed, warned
 from sifkit.verify.gpus import gpu_data, has_kernels, oldest_driver
 from sifkit.verify.nvml import HostFacts, Visible
 
+NEEDED_GB = 4.0  # the smoke run with its CUDA context; with less, cuBLAS fails to start [seen with 1 GB free]
+
 
 def judge_host(host: HostFacts, visible: tuple[Visible, ...], wanted: int, probe: dict[str, Any]) -> tuple[Check, ...]:
     """Every check of the level. `probe` is what probes/host.py saw inside the container."""
@@ -126,11 +128,11 @@ def judge_health(visible: tuple[Visible, ...]) -> tuple[Check, ...]:
     busy = [f"GPU {gpu.index}: {gpu.memory_free_gb:.0f} of {gpu.memory_total_gb:.0f} GB free" for gpu in gpus]
     used = any(gpu.memory_free_gb < 0.9 * gpu.memory_total_gb for gpu in gpus)
     errors = [f"GPU {gpu.index}: {gpu.ecc_errors}" for gpu in gpus if gpu.ecc_errors]
-    memory = (
-        warned(Level.HOST, "GPU memory free", ", ".join(busy), "another process uses the GPU", "look who: nvidia-smi")
-        if used
-        else passed(Level.HOST, "GPU memory free", ", ".join(busy))
-    )
+    words = ("GPU memory free", ", ".join(busy), "another process uses the GPU", "look who: nvidia-smi; or wait for it")
+    if any(gpu.memory_free_gb < NEEDED_GB for gpu in gpus):
+        memory = failed(Level.HOST, *words)
+    else:
+        memory = warned(Level.HOST, *words) if used else passed(Level.HOST, *words[:2])
     ecc = (
         warned(
             Level.HOST,

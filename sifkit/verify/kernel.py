@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from sifkit.causes import find_cause
@@ -31,9 +32,7 @@ def _judge_one(title: str, tried: dict[str, Any] | None) -> Check:
     if tried.get("skipped"):
         return not_run(Level.KERNEL, title, tried["skipped"])
     if tried["error"]:
-        check = failed_because(
-            Level.KERNEL, title, tried["error"].strip().splitlines()[-1], find_cause(tried["error"], "run")
-        )
+        check = failed_because(Level.KERNEL, title, headline(tried["error"]), find_cause(tried["error"], "run"))
     elif not tried["relative_error"] <= tolerance(title):
         cause = "the GPU computes wrongly: defective hardware, or a kernel of another architecture"
         check = failed(
@@ -42,6 +41,13 @@ def _judge_one(title: str, tried: dict[str, Any] | None) -> Check:
     else:
         check = passed(Level.KERNEL, title, f"relative error {tried['relative_error']:.2g}")
     return timed(check, tried["seconds"])
+
+
+def headline(traceback: str) -> str:
+    """The line of a traceback that names the exception; some say advice after it."""
+    lines = traceback.strip().splitlines()
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines)[-1]
 
 
 def tolerance(title: str) -> float:

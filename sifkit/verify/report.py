@@ -43,8 +43,11 @@ class Report:
         return Outcome.FAILED not in outcomes and Outcome.PASSED in outcomes
 
     def outcome_of(self, level: Level) -> Outcome:
-        """A level's worst; a level that only holds checks that did not run has not run."""
-        return worst(check.outcome for check in self.checks if check.level is level)
+        """A level's worst. One that was stopped before its own work has not run, whatever preceded it."""
+        own = [check for check in self.checks if check.level is level]
+        found = worst(check.outcome for check in own)
+        stopped = any(check.name == level.value and check.outcome is Outcome.NOT_RUN for check in own)
+        return Outcome.NOT_RUN if stopped and found is not Outcome.FAILED else found
 
 
 def worst(outcomes: Any) -> Outcome:

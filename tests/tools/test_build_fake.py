@@ -171,6 +171,31 @@ def test_however_a_build_is_stopped_nothing_is_left(
     assert not (project / "images" / "example.sif").exists()
 
 
+def test_a_build_started_while_a_killed_one_is_dying_keeps_its_image(
+    project: Path, home: Path, fake_tool: FakeTool
+) -> None:
+    """SIGKILL frees the lock at once; the killed build's supervisor removes its partial image some seconds later."""
+    stubborn = SLOW_BUILD.replace("sleep 300\n", "trap 'sleep 2; exit 1' TERM\n    while :; do sleep 0.1; done\n")
+    fake_tool("apptainer", stubborn)
+    argv = [sys.executable, "-m", "sifkit", "build", "--project", str(project), "example"]
+    killed = subprocess.Popen(argv, stderr=subprocess.PIPE)
+    wait_for(lambda: (home / "started").exists())
+    killed.kill()
+    killed.communicate()
+    fake_tool("apptainer", FAKE_APPTAINER.replace("test) grep", "test) sleep 3; grep"))
+    assert build(project) == Exit.OK
+    assert (project / "images" / "example.sif").read_text() == "an image\n"
+
+
+def test_nohup_is_respected(project: Path, home: Path, fake_tool: FakeTool) -> None:
+    fake_tool("apptainer", FAKE_APPTAINER.replace("build)", 'build)\n    echo started > "$HOME/started"; sleep 0.5'))
+    argv = ["nohup", sys.executable, "-m", "sifkit", "build", "--project", str(project), "example"]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: (home / "started").exists())
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(30) == Exit.OK
+
+
 def test_two_builds_at_once_make_one_image(project: Path, home: Path, fake_tool: FakeTool) -> None:
     fake_tool("apptainer", FAKE_APPTAINER.replace("build)", "build)\n    sleep 0.5"))
     argv = [sys.executable, "-m", "sifkit", "build", "--project", str(project), "example"]

@@ -64,6 +64,8 @@ def test_render_writes_the_definition_and_nothing_else(project: Path, capsys: py
         (["build", "--verify", "example", "--device", "cpu", "--config", "/none.yaml"], "--config /none.yaml"),
         (["build", "--verify", "/none/other.sif", "--device", "cpu"], "/none/other.sif: no such file"),
         (["build", "example", "--site", "/none/site.yaml"], "/none/site.yaml: no such file"),
+        (["build", "--verify", "example", "--device", "cpu", "--model", "/etc/passwd"], "--model /etc/passwd"),
+        (["build", "--render", "/tmp/nowhere/example.yaml"], "is not in this project"),
         (["checkout", "../../etc"], "../../etc"),
         (["lock", "exmaple"], "did you mean example?"),
     ],
@@ -131,3 +133,32 @@ def test_build_py_goes_on_in_the_projects_own_environment(tmp_path: Path) -> Non
         [sys.executable, str(tmp_path / "build.py"), "--list"], capture_output=True, text=True, check=True
     )
     assert run.stdout == f"went on: {tmp_path / 'build.py'} --list\n"
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"x"', "[" * 100_000, '{"sha256": 3, "device": []}', "\xff"])
+def test_a_report_that_is_damaged_does_not_hide_the_list(
+    project: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    report = project / "reports" / "example" / "report.json"
+    report.parent.mkdir(parents=True)
+    report.write_text(content, encoding="latin-1")
+    assert main(["build", "--list", "--project", str(project)]) == Exit.OK
+    assert "example" in capsys.readouterr().out
+
+
+def test_something_else_in_the_way_is_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "images").write_text("not a directory")
+    assert main(["build", "--list", "--project", str(project)]) == Exit.HOST
+    assert str(project / "images") in "".join(capsys.readouterr().err.split())
+
+
+def test_a_closed_pipe_is_quiet(project: Path) -> None:
+    script = f"{sys.executable} -m sifkit build --render --project {project} example | true"
+    run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert "Traceback" not in run.stderr
+
+
+def test_messages_with_brackets_are_shown_whole(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "definitions" / "bad.yaml").write_text("name: '[red]'\n")
+    assert main(["build", "--list", "--project", str(project)]) == Exit.OK
+    assert "[a-z0-9]" in capsys.readouterr().out

@@ -33,11 +33,37 @@ def test_what_is_written_is_read_back() -> None:
     assert read.download_bytes() == 900
 
 
-def test_a_lock_whose_package_lost_its_hash_is_refused() -> None:
-    text = lock_text(make_spec(), "torch==2.9.1", "numpy==2.0.0") + "scipy==1.0\n"
+GOOD = lock_text(make_spec(), "torch==2.9.1", "numpy==2.0.0")
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        GOOD + "scipy==1.0\n",
+        GOOD + "\tscipy==1.0\n",
+        GOOD + "    --index-url http://other.example\n",
+        GOOD + GOOD.split("\n", 3)[3],
+        GOOD.replace("numpy==2.0.0 \\\n    --hash=sha256:" + "0" * 64 + "  # numpy-2.0.0.whl 1000\n", ""),
+        GOOD.replace("\n", "\r\n"),
+        GOOD.replace(" 1000", " " + "9" * 5000),
+        "",
+    ],
+)
+def test_a_lock_that_was_edited_is_refused_and_can_be_written_again(edited: str, tmp_path: Path) -> None:
+    assert edited != GOOD
     with pytest.raises(UsageError) as caught:
-        lock.parse_lock(text, "definitions/example.lock")
+        lock.parse_lock(edited, "definitions/example.lock")
     assert caught.value.fix == "write it again: sifkit lock example"
+    path = tmp_path / "example.lock"
+    path.write_bytes(edited.encode())
+    assert lock.state(make_spec(), path) == "damaged"
+
+
+def test_a_lock_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "example.lock"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="not a text file"):
+        lock.read_lock(path)
 
 
 def test_states(tmp_path: Path) -> None:

@@ -111,3 +111,12 @@ def test_the_tables_are_read_and_agree() -> None:
     assert {base.family for base in known_bases().values()} == {"debian", "ubuntu"}
     assert all(extra.source for extra in known_extras().values())
     assert "antlr4-python3-runtime" in {row.name for row in known_sdists()}
+
+
+def test_a_debootstrap_base_in_the_spec_takes_the_hosts_mirror_too() -> None:
+    spec = make_spec(base={"bootstrap": "debootstrap", "suite": "trixie"})
+    source = resolve_base(spec, Site(), HOST).source
+    assert isinstance(source, Debootstrap)
+    assert source.mirror == "http://mirror.example/debian"
+    with pytest.raises(UsageError, match="no mirror for trixie"):
+        resolve_base(spec, Site(), HostBases())

@@ -18,7 +18,7 @@ from sifkit.verify.host import (
     judge_libraries,
     judge_torch,
 )
-from sifkit.verify.kernel import judge_all_reduce, judge_kernels
+from sifkit.verify.kernel import headline, judge_all_reduce, judge_kernels
 from sifkit.verify.nvml import Gpu, HostFacts, Visible, read_host, visible_devices
 from sifkit.verify.request import gpu_environment
 
@@ -148,6 +148,17 @@ def test_a_gpu_without_kernels_fails() -> None:
 def test_fewer_devices_than_asked_for_fail() -> None:
     assert judge_torch(PROBE, 2).outcome is Outcome.FAILED
     assert judge_torch({**PROBE, "torch_error": "RuntimeError: Error 804"}, 1).outcome is Outcome.FAILED
+
+
+def test_a_gpu_whose_memory_is_taken_fails() -> None:
+    memory, _ = judge_health((Visible("0", replace(GPU, memory_free_gb=1.0)),))
+    assert (memory.outcome, memory.cause) == (Outcome.FAILED, "another process uses the GPU")
+
+
+def test_a_traceback_is_shown_by_the_line_that_names_the_exception() -> None:
+    said = "Traceback (most recent call last):\n  File x\nmod.OopsError: why\n\nSet TORCHDYNAMO_VERBOSE=1"
+    assert headline(said) == "mod.OopsError: why"
+    assert headline("only words") == "only words"
 
 
 def test_a_busy_gpu_and_memory_errors_are_reported() -> None:

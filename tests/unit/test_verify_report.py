@@ -53,6 +53,12 @@ def test_a_level_that_did_not_run_has_not_passed() -> None:
     assert outcomes == [Outcome.PASSED, Outcome.NOT_RUN, Outcome.FAILED]
 
 
+def test_a_level_stopped_before_its_own_work_has_not_run() -> None:
+    checkout = passed(Level.TRAIN, "checkout", "whole")
+    stopped = report_of(GOOD, checkout, not_run(Level.TRAIN, "train", "level kernel failed"))
+    assert stopped.outcome_of(Level.TRAIN) is Outcome.NOT_RUN
+
+
 def test_the_json_is_strict_and_says_it_all(tmp_path: Path) -> None:
     write_report(report_of(GOOD, ABSENT, BAD, train=FACTS), tmp_path)
     text = (tmp_path / "report.json").read_text()
