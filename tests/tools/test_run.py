@@ -19,7 +19,7 @@ def test_standard_output_comes_back_alone_and_the_log_holds_both(runner: Runner,
 
 
 def test_a_failure_carries_the_last_lines(runner: Runner) -> None:
-    with pytest.raises(CommandFailed, match=r"sh failed \\(exit 3\):\nwhy") as caught:
+    with pytest.raises(CommandFailed, match=r"sh failed \(exit 3\):\nwhy") as caught:
         runner.run(Command(("sh", "-c", "echo why >&2; exit 3")))
     assert (caught.value.returncode, caught.value.tail) == (3, ("why",))
 
