@@ -19,7 +19,7 @@ from sifkit.apptainer import Apptainer, Bind
 from sifkit.causes import find_cause
 from sifkit.deffile import HOST_DIR, labels, render_base, render_on_base
 from sifkit.errors import CommandFailed
-from sifkit.host import Room, check_images_room, choose_tmpdir, host_bases
+from sifkit.host import Room, check_cache_room, check_images_room, choose_tmpdir, host_bases
 from sifkit.lock import current_lock
 from sifkit.model import Image, Site, digest_of
 from sifkit.plan import Recipe, reasons_to_build, recipe_of
@@ -119,6 +119,7 @@ def build(step: Step, tools: Tools, apptainer: Apptainer, *, force: bool = False
         room = Room.for_lock(step.image.lock)
         tmpdir = choose_tmpdir(tools.site, tools.environ, room, tools.cache)
         check_images_room(store.directory, tmpdir, room)
+        check_cache_room(tools.cache, room)
         workshop = Workshop(tools, apptainer, tmpdir, fresh_log(tools.project, name))
         store.remove_partials(name)
         try:

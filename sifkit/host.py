@@ -116,6 +116,18 @@ def check_images_room(images: Path, tmpdir: Path, room: Room) -> None:
         )
 
 
+def check_cache_room(cache: Path, room: Room) -> None:
+    """uv keeps each wheel unpacked: a first build fills the cache with a tree of its own. Raises `HostError`."""
+    if any((cache / "uv").glob("archive-v*")):
+        return  # filled by an earlier build; what is new in this one is small against the rest
+    free = free_bytes(cache)
+    if free < room.tree:
+        raise HostError(
+            f"not enough space for the package cache {cache}: {gigabytes(room.tree)} needed, {gigabytes(free)} free",
+            "free some, or put the cache elsewhere: SIFKIT_CACHE=…",
+        )
+
+
 def gigabytes(size: int) -> str:
     """For people."""
     return f"{size / 1e9:.1f} GB"

@@ -8,7 +8,7 @@ import pytest
 
 from sifkit import host
 from sifkit.errors import HostError, UsageError
-from sifkit.host import Room, check_images_room, choose_tmpdir, filesystem_type
+from sifkit.host import Room, check_cache_room, check_images_room, choose_tmpdir, filesystem_type
 from sifkit.model import Site
 from tests.conftest import make_image
 
@@ -55,6 +55,14 @@ def test_too_little_room_is_said_with_figures(tmp_path: Path, monkeypatch: pytes
     assert caught.value.message == f"not enough space to assemble the image: 14.0 GB needed; {tmp_path}: 5.0 GB free"
     with pytest.raises(HostError, match=r"19\.0 GB needed, 5\.0 GB free"):
         check_images_room(tmp_path, tmp_path, Room(9 * GB, 5 * GB))
+
+
+def test_a_first_build_needs_room_for_the_package_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "free_bytes", lambda path: 5 * GB)
+    with pytest.raises(HostError, match=r"package cache .*: 9\.0 GB needed, 5\.0 GB free"):
+        check_cache_room(tmp_path, Room(9 * GB, 1))
+    (tmp_path / "uv" / "archive-v0").mkdir(parents=True)
+    check_cache_room(tmp_path, Room(9 * GB, 1))
 
 
 def test_enough_room_raises_nothing(tmp_path: Path) -> None:
