@@ -80,6 +80,8 @@ def build(
     verbose: VerboseOption = False,
 ) -> None:
     """Build images; list, render or verify them."""
+    if list_ + render + verify > 1:
+        raise UsageError("--list, --render and --verify are different things", "give one of them")
     tools = make_tools(project, site_file, verbose)
     names = list(dict.fromkeys(_image_name(name, tools, verify=verify) for name in images or [DEFAULT_IMAGE]))
     if list_:

@@ -60,6 +60,7 @@ def test_render_writes_the_definition_and_nothing_else(project: Path, capsys: py
         (["build", "exmaple"], "did you mean example?"),
         (["build", "--gpus", "0"], "'--gpus'"),
         (["build", "--no-such-option"], "--no-such-option"),
+        (["build", "--list", "--verify"], "give one of them"),
         (["build", "--verify", "example", "--device", "tpu"], "'tpu'"),
         (["build", "--verify", "example", "--device", "cpu", "--config", "/none.yaml"], "--config /none.yaml"),
         (["build", "--verify", "/none/other.sif", "--device", "cpu"], "/none/other.sif: no such file"),
