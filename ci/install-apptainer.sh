@@ -27,18 +27,30 @@ write() { # write FILE: standard input becomes FILE
 . "${SIFKIT_OS_RELEASE:-/etc/os-release}"
 family=" ${ID:-unknown} ${ID_LIKE:-} "
 
-debian_mirror() { # the mirror that apt already uses, so that a site's own mirror keeps being used
+apt_sites() { # what apt's sources name; cloud images name a file that lists mirrors
+    local site
     # shellcheck disable=SC2016 # $(SITE) is apt's own
-    apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 2>/dev/null |
+    apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 2>/dev/null | while read -r site; do
+        case "$site" in
+            mirror+file:*) sed -n 's/^\(https\{0,1\}:[^[:space:]]*\).*/\1/p' "${site#mirror+file:}" ;;
+            *) printf '%s\n' "$site" ;;
+        esac
+    done
+}
+
+debian_mirror() { # the mirror that apt already uses, so that a site's own mirror keeps being used
+    if [ -n "${SIFKIT_DEBIAN_MIRROR:-}" ]; then printf '%s\n' "$SIFKIT_DEBIAN_MIRROR"; return; fi
+    apt_sites |
         awk '/^https?:.*\/debian\/?$/ && ++n[$0] > most {most = n[$0]; mirror = $0} END {print mirror}'
 }
 
 install_debian() {
     local mirror
     mirror=$(debian_mirror) || true # no apt here: the commands are for another machine
-    if [ -z "$mirror" ]; then # cloud images name a list of mirrors in a file instead
-        mirror=http://deb.debian.org/debian
-        say "apt names no Debian mirror of its own: taking $mirror"
+    if [ -z "$mirror" ]; then
+        say "apt names no Debian mirror: say which, SIFKIT_DEBIAN_MIRROR=http://…/debian bash ci/install-apptainer.sh"
+        $print_only || exit 3
+        mirror=http://YOUR-MIRROR/debian
     fi
     printf 'deb %s sid main\n' "$mirror" | write /etc/apt/sources.list.d/sifkit-sid.list
     printf 'Package: *\nPin: release n=sid\nPin-Priority: 90\n' | write /etc/apt/preferences.d/sifkit-sid

@@ -90,12 +90,19 @@ def test_each_distribution_has_its_commands(programs: Path, os_release: str, com
     assert install_commands(ask(programs, os_release, "--print")) == commands
 
 
-@pytest.mark.parametrize("apt", ["echo mirror+file:/etc/apt/mirrors/debian.list", "exit 1"])
-def test_debian_whose_apt_names_no_mirror_takes_debians_own_and_says_so(programs: Path, apt: str) -> None:
-    write_program(programs / "apt-get", apt)
+def test_debian_whose_apt_names_a_list_of_mirrors_takes_the_first(programs: Path, tmp_path: Path) -> None:
+    mirrors = tmp_path / "debian.list"
+    mirrors.write_text("# mirrors\nhttp://first.example/debian\tpriority:1\nhttp://second.example/debian\n")
+    write_program(programs / "apt-get", f"echo mirror+file:{mirrors}")
     done = ask(programs, DEBIAN_12, "--print")
-    assert install_commands(done) == FROM_SID.format(mirror="http://deb.debian.org/debian")
-    assert "taking http://deb.debian.org/debian" in done.stderr
+    assert install_commands(done) == FROM_SID.format(mirror="http://first.example/debian")
+
+
+def test_debian_whose_apt_names_no_mirror_says_how_to_name_one(programs: Path) -> None:
+    write_program(programs / "apt-get", "exit 1")
+    done = ask(programs, DEBIAN_12, "--print")
+    assert install_commands(done) == FROM_SID.format(mirror="http://YOUR-MIRROR/debian")
+    assert "SIFKIT_DEBIAN_MIRROR=" in done.stderr
 
 
 @pytest.mark.parametrize("os_release", ["ID=plan9\nPRETTY_NAME='Plan 9'\n", ""])
