@@ -1,0 +1,266 @@
+"""The compatibility tables: frozen rows, each with where it was read.
+
+The files lie in `definitions/compat/` (a copy of that of this release lies in the package, for projects
+that have none of their own). `torch.yaml`, `llamafactory.yaml` and `packages.yaml` are written by
+`sifkit compat update` from wheels; `cuda.yaml` and `gpus.yaml` are kept by hand from NVIDIA's pages.
+What no row knows is unknown: nothing is concluded from a row that is not there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version as ParsedVersion
+from pydantic import StringConstraints
+
+from sifkit import yamlfile
+from sifkit.model import MinorVersion, OneWord, Strict, Version
+
+PACKAGED = Path(__file__).parent.parent / "data" / "compat"
+FILES = ("torch.yaml", "cuda.yaml", "gpus.yaml", "llamafactory.yaml", "packages.yaml")
+
+Capability = tuple[int, int]
+CapabilityText = Annotated[str, StringConstraints(pattern=r"^\d+\.\d$")]
+
+
+class TorchBuild(Strict):
+    """One build of torch for Linux on x86-64, and what belongs to it."""
+
+    version: Version
+    cuda: MinorVersion
+    torchvision: Version | None  # None: none on that index fits this torch
+    torchaudio: Version | None
+    triton: str | None  # as torch pins it: "==3.5.1"
+    pythons: tuple[MinorVersion, ...]
+    glibc: MinorVersion  # the oldest whose symbols its libraries need
+    architectures: tuple[OneWord, ...]  # that its kernels were compiled for
+    cxx11_abi: bool  # _GLIBCXX_USE_CXX11_ABI
+    nvcc: str | None  # requirement that brings nvcc of the same CUDA; None: no wheel holds one
+    index: Literal["default", "torch"] = "default"  # the package index, or PyTorch's own for other CUDA versions
+    source: tuple[str, ...]
+
+    @property
+    def parsed(self) -> ParsedVersion:
+        """For ordering."""
+        return ParsedVersion(self.version)
+
+
+class CudaRelease(Strict):
+    """A CUDA toolkit release, and the drivers that run what was built with it."""
+
+    version: MinorVersion
+    driver: OneWord  # oldest on which it starts (minor-version compatibility)
+    toolkit_driver: OneWord  # released with it: code compiled at run time (PTX) works from here on
+    capabilities: tuple[CapabilityText, CapabilityText]  # floor and ceiling of its compiler
+    source: str
+
+
+class GpuModel(Strict):
+    """A GPU as sites name it."""
+
+    model: str
+    aliases: tuple[str, ...] = ()
+    capability: CapabilityText
+    memory_gb: tuple[int | float, ...]  # each variant
+    bf16: bool  # in hardware
+    fp8: bool
+    source: str
+
+    @property
+    def pair(self) -> Capability:
+        """Compute capability as (major, minor)."""
+        major, minor = self.capability.split(".")
+        return int(major), int(minor)
+
+
+class LlamaFactoryRelease(Strict):
+    """What a release asks for: in its wheel's metadata, and in its check when it starts."""
+
+    version: Version
+    python: str  # specifier
+    pythons: tuple[MinorVersion, ...]  # for which every requirement with an upper bound has a wheel
+    requires: tuple[str, ...]
+    runtime: tuple[str, ...]  # check_dependencies() in llamafactory/extras/misc.py
+    extras: dict[str, tuple[str, ...]]
+    optional: tuple[str, ...]  # checked where a feature is used
+    source: tuple[str, ...]
+
+    def specifiers(self, package: str) -> SpecifierSet:
+        """Everything that metadata and the check at start ask of `package`, together."""
+        found = SpecifierSet()
+        for text in (*self.requires, *self.runtime):
+            requirement = Requirement(text)
+            if canonicalize_name(requirement.name) == package and _applies(requirement):
+                found &= requirement.specifier
+        return found
+
+    def extra(self, name: str) -> tuple[Requirement, ...]:
+        """What this release asks of the packages of an extra; its own checks at use count too."""
+        asked = [Requirement(text) for text in self.extras.get(name, ())]
+        names = {canonicalize_name(requirement.name) for requirement in asked} or {name}
+        checked = [Requirement(text) for text in self.optional]
+        return (*asked, *(found for found in checked if canonicalize_name(found.name) in names))
+
+
+class TiedRelease(Strict):
+    """A release of a package that is tied to torch."""
+
+    name: str
+    version: Version
+    wheel: bool  # for Linux on x86-64; else there is only a source archive
+    python: str = ""  # specifier
+    torch: str = ""  # specifier in its metadata
+    requires: tuple[str, ...] = ()  # others in its metadata that LLaMA-Factory has ranges for
+    cuda: tuple[MinorVersion, ...] = ()  # that it brings libraries for; empty: it does not depend on it
+    source: str
+
+    def fits(self, torch: str) -> bool:
+        """Whether its metadata takes this torch."""
+        return SpecifierSet(self.torch).contains(torch, prereleases=True)
+
+
+class _TorchFile(Strict):
+    torch: tuple[TorchBuild, ...]
+
+
+class _CudaFile(Strict):
+    cuda: tuple[CudaRelease, ...]
+
+
+class _GpuFile(Strict):
+    gpus: tuple[GpuModel, ...]
+
+
+class _LlamaFactoryFile(Strict):
+    llamafactory: tuple[LlamaFactoryRelease, ...]
+
+
+class _PackagesFile(Strict):
+    packages: tuple[TiedRelease, ...]
+
+
+def _applies(requirement: Requirement) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"sys_platform": "linux", "extra": ""})
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All tables. Look-ups answer None for what no row knows."""
+
+    builds: tuple[TorchBuild, ...]
+    cudas: tuple[CudaRelease, ...]
+    gpus: tuple[GpuModel, ...]
+    llamafactories: tuple[LlamaFactoryRelease, ...]
+    tied: tuple[TiedRelease, ...]
+
+    def build(self, torch: str, cuda: str) -> TorchBuild | None:
+        """The build of a torch for a CUDA."""
+        return next((row for row in self.builds if (row.version, row.cuda) == (torch, cuda)), None)
+
+    def default_build(self, torch: str) -> TorchBuild | None:
+        """The build that the package index holds; any other comes from PyTorch's own index."""
+        return next((row for row in self.builds if row.version == torch and row.index == "default"), None)
+
+    def cuda(self, version: str) -> CudaRelease | None:
+        """A toolkit release."""
+        return next((row for row in self.cudas if row.version == version), None)
+
+    def cuda_majors(self) -> dict[int, CudaRelease]:
+        """The first release of each major version: its `driver` is that of the whole major."""
+        majors: dict[int, CudaRelease] = {}
+        for row in sorted(self.cudas, key=lambda row: ParsedVersion(row.version)):
+            majors.setdefault(ParsedVersion(row.version).major, row)
+        return majors
+
+    def oldest_driver(self, cuda: str) -> str | None:
+        """The oldest driver on which this CUDA starts at all; for a minor release without a row, its major's."""
+        row = self.cuda(cuda) or self.cuda_majors().get(ParsedVersion(cuda).major)
+        return row.driver if row else None
+
+    def gpu(self, model: str) -> GpuModel | None:
+        """A GPU by its name or an alias, as people write it: `A100`, `rtx-4090`, `NVIDIA H100 80GB HBM3`."""
+        wanted = normalised(model)
+        return next((row for row in self.gpus if wanted in _names(row)), None)
+
+    def nearest_gpu(self, model: str) -> str:
+        """A hint for a name that is not known."""
+        near = difflib.get_close_matches(model, [row.model for row in self.gpus], n=1)
+        known = ", ".join(row.model for row in self.gpus)
+        return f"did you mean {near[0]}?" if near else f"known: {known}"
+
+    def llamafactory(self, version: str) -> LlamaFactoryRelease | None:
+        """A release of LLaMA-Factory."""
+        return next((row for row in self.llamafactories if row.version == version), None)
+
+    def releases(self, package: str) -> tuple[TiedRelease, ...]:
+        """All known releases of a package that is tied to torch, oldest first."""
+        return tuple(row for row in self.tied if row.name == package)
+
+
+def normalised(model: str) -> str:
+    """A GPU's name as tables compare it."""
+    return re.sub(r"^(nvidia|tesla|geforce)+", "", re.sub(r"[\s_-]", "", model.lower()))
+
+
+@cache
+def _names(row: GpuModel) -> frozenset[str]:
+    return frozenset(normalised(name) for name in (row.model, *row.aliases))
+
+
+def load_tables(own: Path | None = None) -> Tables:
+    """The tables, each from the directory `own` where that has the file, else as packaged.
+
+    Raises `UsageError` for a file that is not a table.
+    """
+    return _load(tuple(_file(own, name) for name in FILES))
+
+
+def _file(own: Path | None, name: str) -> Path:
+    return own / name if own is not None and (own / name).is_file() else PACKAGED / name
+
+
+@cache
+def _load(paths: tuple[Path, ...]) -> Tables:
+    torch, cuda, gpus, llamafactory, packages = paths
+    return Tables(
+        builds=_newest_last(yamlfile.load(torch, _TorchFile).torch),
+        cudas=yamlfile.load(cuda, _CudaFile).cuda,
+        gpus=yamlfile.load(gpus, _GpuFile).gpus,
+        llamafactories=yamlfile.load(llamafactory, _LlamaFactoryFile).llamafactory,
+        tied=yamlfile.load(packages, _PackagesFile).packages,
+    )
+
+
+def _newest_last(builds: Iterable[TorchBuild]) -> tuple[TorchBuild, ...]:
+    return tuple(sorted(builds, key=lambda row: (row.parsed, ParsedVersion(row.cuda))))
+
+
+def has_kernels(architectures: tuple[str, ...], capability: Capability) -> bool:
+    """Whether code built for `architectures` (torch's arch list) runs on a GPU of `capability`.
+
+    A cubin `sm_XY` runs on the same major version with an equal or later minor one; PTX `compute_XY` runs on
+    everything later; `sm_90a` and the like run on exactly their own.
+    Source: CUDA C++ Programming Guide, "Binary Compatibility", "PTX Compatibility".
+    """
+    return any(_runs(name, capability) for name in architectures)
+
+
+def _runs(architecture: str, capability: Capability) -> bool:
+    match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture)
+    if match is None:
+        return False
+    kind, major, minor, special = match[1], int(match[2]), int(match[3]), match[4]
+    if special == "a":
+        return (major, minor) == capability
+    if kind == "compute":
+        return (major, minor) <= capability
+    return major == capability[0] and minor <= capability[1]

@@ -1,0 +1,411 @@
+"""`sifkit compat update`: read again, from the package index, what wheels can tell.
+
+One function for each file of the tables; each row is read from one release, so that releases are read side
+by side. Nothing is kept from the old tables: what they say is what the index said.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+from pypi_simple import DistributionPackage
+
+from sifkit.compat.tables import LlamaFactoryRelease, TiedRelease, TorchBuild
+from sifkit.compat.wheels import Index, Wheel, WheelName
+from sifkit.errors import ProblemFound
+from sifkit.model import Strict
+from sifkit.progress import Progress
+
+OLDEST_TORCH = Version("2.4")  # what LLaMA-Factory 0.9.4 and newer ask for
+OLDEST_LLAMAFACTORY = Version("0.9.1")
+# The oldest release of each tied package that a LLaMA-Factory in the tables may meet.
+OLDEST_TIED = {
+    "bitsandbytes": Version("0.43"),
+    "deepspeed": Version("0.14"),
+    "flash-attn": Version("2.6"),
+    "liger-kernel": Version("0.5"),
+    "vllm": Version("0.6"),
+}
+PYTHONS = tuple(f"3.{minor}" for minor in range(9, 16))
+AT_ONCE = 8  # releases read side by side
+
+ROW = TypeVar("ROW", bound=Strict)
+KEY = TypeVar("KEY")
+
+HEADER = """\
+# Written by `sifkit compat update` from the package index; do not edit. `source` names the files that were read:
+# {read}
+"""
+
+
+@dataclass(frozen=True)
+class TorchIndex:
+    """PyTorch's own index, or a mirror of it, for builds that the package index does not hold."""
+
+    url: str  # with {cuda} for cu126 and the like
+    cudas: tuple[str, ...]  # "12.6"
+
+
+# ---------------------------------------------------------------------------------------------- torch
+
+
+def torch_builds(index: Index, others: TorchIndex | None, progress: Progress) -> list[TorchBuild]:
+    """Every build of torch from OLDEST_TORCH on, with the torchvision and torchaudio that belong to it."""
+    rows = _builds_on(index, "default", progress)
+    for cuda in others.cudas if others else ():
+        other = Index(others.url.format(cuda=f"cu{cuda.replace('.', '')}")) if others else index
+        other.session.verify = index.session.verify
+        rows += [row for row in _builds_on(other, "torch", progress) if row.cuda == cuda]
+    known: dict[tuple[str, str], TorchBuild] = {}
+    for row in rows:
+        known.setdefault((row.version, row.cuda), row)
+    return sorted(known.values(), key=lambda row: (row.parsed, Version(row.cuda)))
+
+
+def _builds_on(index: Index, kind: str, progress: Progress) -> list[TorchBuild]:
+    wheels = {version: files for version, files in index.wheels("torch").items() if version >= OLDEST_TORCH}
+    visions = _companions(index, "torchvision", Version("0.19"), progress)
+    audios = _companions(index, "torchaudio", OLDEST_TORCH, progress)
+
+    def read(version: Version) -> TorchBuild | None:
+        return _torch_build(index, kind, wheels[version], visions, audios)
+
+    return [row for row in _each("torch", sorted(wheels), read, progress) if row]
+
+
+def _torch_build(
+    index: Index, kind: str, files: list[DistributionPackage], visions: list[Companion], audios: list[Companion]
+) -> TorchBuild | None:
+    """None for a build without CUDA."""
+    wheel = index.open(_one_of(files))
+    version = WheelName.parse(wheel.filename)
+    cuda = _python_constant(wheel.read("torch/version.py"), "cuda")
+    if not cuda or version is None:
+        return None
+    python_library = wheel.read("torch/lib/libtorch_python.so")
+    library = wheel.elf("torch/lib/libc10_cuda.so")
+    triton = wheel.requirement("triton")
+    torch = Version(version.version.public)
+    vision, audio = _belonging(visions, torch, cuda), _belonging(audios, torch, cuda)
+    nvcc, nvcc_wheel = _nvcc(index, wheel, cuda)
+    sources = [wheel.filename, *(found.filename for found in (vision, audio) if found), *([nvcc_wheel] if nvcc else [])]
+    return TorchBuild(
+        version=str(torch),
+        cuda=cuda,
+        torchvision=str(vision.version) if vision else None,
+        torchaudio=str(audio.version) if audio else None,
+        triton=str(triton.specifier) if triton else None,
+        pythons=_pythons(files),
+        glibc=max((wheel.elf("torch/lib/libtorch_python.so").glibc(), library.glibc(), "2.17"), key=_glibc),
+        architectures=_architectures(python_library, wheel.filename),
+        cxx11_abi=b"__cxx11" in python_library,
+        nvcc=nvcc,
+        index="torch" if kind == "torch" else "default",
+        source=tuple(sources),
+    )
+
+
+def _glibc(version: str | None) -> Version:
+    return Version(version or "0")
+
+
+def _architectures(library: bytes, filename: str) -> tuple[str, ...]:
+    """The list that torch.cuda.get_arch_list() answers: a constant in torch/csrc/cuda/Module.cpp."""
+    found = re.search(rb"(?:sm|compute)_\d+[af]?(?: (?:sm|compute)_\d+[af]?)+(?=\0)", library)
+    if found is None:
+        raise ProblemFound(f"{filename}: libtorch_python.so holds no list of architectures", "report this to sifkit")
+    return tuple(found[0].decode().split())
+
+
+def _pythons(files: Iterable[DistributionPackage]) -> tuple[str, ...]:
+    names = [WheelName.parse(file.filename) for file in files]
+    found = {python for name in names if name for python in name.pythons}
+    return tuple(sorted(found, key=Version))
+
+
+def _one_of(files: Sequence[DistributionPackage]) -> DistributionPackage:
+    """One wheel stands for those of all Pythons: the one for Python 3.12 or, without, the last."""
+    return next((file for file in reversed(files) if "-cp312-" in file.filename), files[-1])
+
+
+def _nvcc(index: Index, torch: Wheel, cuda: str) -> tuple[str | None, str]:
+    """A requirement that brings nvcc of torch's CUDA, where a wheel holds that program, and the wheel.
+
+    From CUDA 13 on torch pins `cuda-toolkit`, whose extra names it. NVIDIA's wheels for CUDA 12 are called
+    nvcc, too, but hold the assembler and the optimiser only.
+    """
+    major = Version(cuda).major
+    toolkit = torch.requirement("cuda-toolkit")
+    project = "nvidia-cuda-nvcc" if toolkit else f"nvidia-cuda-nvcc-cu{major}"
+    wheels = {v: files for v, files in index.wheels(project).items() if str(v).startswith(f"{cuda}.")}
+    if not wheels:
+        return None, ""
+    wheel = index.open(wheels[max(wheels)][-1])
+    if not any(name.endswith("/bin/nvcc") for name in wheel.names):
+        return None, ""
+    return f"cuda-toolkit[nvcc]{toolkit.specifier}" if toolkit else f"{project}=={cuda}.*", wheel.filename
+
+
+# ---------------------------------------------------------------------------------------------- companions
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A torchvision or a torchaudio, and which torch it is for."""
+
+    version: Version
+    filename: str
+    torch: SpecifierSet | None  # in its metadata
+    cuda: str | None  # it was compiled for
+    stable: bool  # uses torch's stable C interface alone, and so runs with newer releases of torch
+
+
+def _companions(index: Index, project: str, oldest: Version, progress: Progress) -> list[Companion]:
+    wheels = {version: files for version, files in index.wheels(project).items() if version >= oldest}
+    return _each(project, sorted(wheels), lambda v: _companion(index.open(_one_of(wheels[v])), project), progress)
+
+
+def _companion(wheel: Wheel, project: str) -> Companion:
+    name = WheelName.parse(wheel.filename)
+    assert name is not None
+    required = wheel.requirement("torch")
+    own = wheel.read(f"{project}/version.py")
+    local = re.search(r"\+cu(\d+)(\d)$", str(_python_constant(own, "__version__") or name.version))
+    return Companion(
+        Version(name.version.public),
+        wheel.filename,
+        required.specifier if required else None,
+        f"{local[1]}.{local[2]}" if local else _python_constant(own, "cuda"),
+        _is_stable(wheel, project),
+    )
+
+
+def _is_stable(wheel: Wheel, project: str) -> bool:
+    """Whether its own extension needs none of torch's C++ symbols, whose names change from release to release."""
+    pattern = rf"{project}/(?:_C_stable\.(?:abi3\.)?so|lib/_?lib{project}\.abi3\.so|lib/lib{project}\.abi3\.so)"
+    library = next((name for name in sorted(wheel.names) if re.fullmatch(pattern, name)), None)
+    if library is None:
+        return False
+    return not any(re.match(r"_ZNK?(?:2at|3c10|5torch)", symbol) for symbol in wheel.elf(library).undefined())
+
+
+def _belonging(candidates: list[Companion], torch: Version, cuda: str) -> Companion | None:
+    """The newest that names this torch, or that runs with it because it keeps to the stable interface.
+
+    Both compare the CUDA they were compiled for with torch's when they are imported, minor version included
+    [measured: torchaudio 2.11.0 (13.0) beside torch 2.15.0 (13.2) raises RuntimeError].
+    """
+    same = [found for found in candidates if found.cuda in (None, cuda)]
+    exact = [found for found in same if found.torch and _pins(found.torch) and torch in found.torch]
+    open_ = [found for found in same if found.stable and _takes(found, torch)]
+    return max(exact or open_, key=lambda found: found.version, default=None)
+
+
+def _pins(specifier: SpecifierSet) -> bool:
+    return any(part.operator == "==" for part in specifier)
+
+
+def _takes(found: Companion, torch: Version) -> bool:
+    if found.torch is not None:
+        return torch in found.torch
+    return torch >= Version(f"{found.version.major}.{found.version.minor}")  # torchaudio's version is its torch's
+
+
+def _python_constant(source: bytes, name: str) -> str | None:
+    """The text that a Python file assigns to `name`, with or without an annotation."""
+    for node in ast.parse(source).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=found)], value=ast.Constant(value=str(value))) if found == name:
+                return value
+            case ast.AnnAssign(target=ast.Name(id=found), value=ast.Constant(value=str(value))) if found == name:
+                return value
+    return None
+
+
+# ---------------------------------------------------------------------------------------------- LLaMA-Factory
+
+
+def llamafactory_releases(index: Index, progress: Progress) -> list[LlamaFactoryRelease]:
+    """Every release from OLDEST_LLAMAFACTORY on."""
+    wheels = {v: files for v, files in index.wheels("llamafactory").items() if v >= OLDEST_LLAMAFACTORY}
+    archives = index.archives("llamafactory")
+
+    def read(version: Version) -> LlamaFactoryRelease:
+        return _llamafactory(index, index.open(wheels[version][0]), version, archives.get(version))
+
+    return _each("llamafactory", sorted(wheels), read, progress)
+
+
+def _llamafactory(
+    index: Index, wheel: Wheel, version: Version, archive: DistributionPackage | None
+) -> LlamaFactoryRelease:
+    files = index.archive_members(archive, r"requirements/[\w-]+\.txt") if archive else {}
+    extras = {name: [str(r) for r in _plain(wheel.requires(extra=name))] for name in _extra_names(wheel)}
+    for path, text in files.items():
+        name = path.removeprefix("requirements/").removesuffix(".txt")
+        extras.setdefault(name, _requirement_lines(text))
+    sources = [wheel.filename, *([archive.filename] if files and archive else [])]
+    code = {name: wheel.read(name).decode() for name in wheel.names if name.endswith(".py")}
+    runtime = _checked(code["llamafactory/extras/misc.py"], function="check_dependencies")
+    at_use = {r for text in code.values() for r in _checked(text)} - set(runtime)
+    bounded = [found for found in wheel.requires() if _has_upper_bound(found)]
+    return LlamaFactoryRelease(
+        version=str(version),
+        python=wheel.python,
+        pythons=tuple(python for python in PYTHONS if all(_has_wheel(index, found, python) for found in bounded)),
+        requires=tuple(sorted(str(found) for found in _plain(wheel.requires()))),
+        runtime=tuple(runtime),
+        extras={name: tuple(found) for name, found in sorted(extras.items()) if name != "dev" and found},
+        optional=tuple(sorted(text for text in at_use if Requirement(text).specifier)),
+        source=tuple(sources),
+    )
+
+
+def _has_upper_bound(requirement: Requirement) -> bool:
+    return any(part.operator in ("<", "<=", "==", "~=") for part in requirement.specifier)
+
+
+def _has_wheel(index: Index, requirement: Requirement, python: str) -> bool:
+    """Whether the index holds a wheel in the range for this Python: numpy < 2 has none for Python 3.13."""
+    wheels = index.wheels(requirement.name)
+    return any(
+        name.runs_on(python)
+        for version in requirement.specifier.filter(wheels)
+        for file in wheels[version]
+        if (name := WheelName.parse(file.filename))
+    )
+
+
+def _plain(requirements: Iterable[Requirement]) -> list[Requirement]:
+    """Without their markers, which were evaluated."""
+    return [Requirement(str(found).partition(";")[0].strip()) for found in requirements]
+
+
+def _extra_names(wheel: Wheel) -> list[str]:
+    return [str(name) for name in wheel.metadata.provides_extra or ()]
+
+
+def _requirement_lines(text: str) -> list[str]:
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("-")]
+
+
+def _checked(source: str, function: str | None = None) -> list[str]:
+    """Literal requirements in calls of check_version and require_version, in one function or everywhere."""
+    tree: ast.AST = ast.parse(source)
+    if function is not None:
+        tree = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == function)
+    found = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id="check_version" | "require_version"), args=[ast.Constant(value=str(text)), *_]):
+                found.append(text)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- tied packages
+
+
+def tied_releases(index: Index, progress: Progress) -> list[TiedRelease]:
+    """Packages that are tied to torch: what their metadata says, and for which CUDA they bring libraries."""
+    rows: list[TiedRelease] = []
+    for project, oldest in OLDEST_TIED.items():
+        rows += _tied(index, project, oldest, progress)
+    return rows
+
+
+def _tied(index: Index, project: str, oldest: Version, progress: Progress) -> list[TiedRelease]:
+    wheels, archives = index.wheels(project), index.archives(project)
+    versions = sorted(v for v in {*wheels, *archives} if v >= oldest and not v.is_prerelease)
+
+    def read(version: Version) -> TiedRelease:
+        if version not in wheels:
+            name = archives[version].filename
+            return TiedRelease(name=project, version=str(version), wheel=False, source=name)
+        return _tied_wheel(project, version, index.open(wheels[version][-1]))
+
+    return _each(project, versions, read, progress)
+
+
+def _tied_wheel(project: str, version: Version, wheel: Wheel) -> TiedRelease:
+    torch = wheel.requirement("torch")
+    others = [wheel.requirement(name) for name in ("numpy", "transformers", "triton")]
+    return TiedRelease(
+        name=project,
+        version=str(version.public if version.local is None else version),
+        wheel=True,
+        python=wheel.python,
+        torch=str(torch.specifier) if torch else "",
+        requires=tuple(str(found) for found in _plain(r for r in others if r and r.specifier)),
+        cuda=_cuda_libraries(wheel),
+        source=wheel.filename,
+    )
+
+
+def _cuda_libraries(wheel: Wheel) -> tuple[str, ...]:
+    """The CUDA versions that a wheel brings a library for, as bitsandbytes names them: lib…_cuda128.so."""
+    found = {match for name in wheel.names if (match := re.search(r"_cuda(\d+)(\d)(?:_\w+)?\.so$", name))}
+    return tuple(sorted({f"{match[1]}.{match[2]}" for match in found}, key=Version))
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def _each(title: str, keys: Sequence[KEY], read: Callable[[KEY], ROW], progress: Progress) -> list[ROW]:
+    """Read rows side by side, in order."""
+    rows: list[ROW] = []
+    with progress.phase(f"read {title}"), ThreadPoolExecutor(AT_ONCE) as pool:
+        for key, row in zip(keys, pool.map(read, keys), strict=True):
+            progress.line(f"{title} {key}")
+            rows.append(row)
+    return rows
+
+
+def as_text(key: str, rows: Sequence[Strict], read: str) -> str:
+    """A table's file: a header, and each row on a few lines, defaults left out."""
+    values = [row.model_dump(mode="json", exclude_defaults=True) for row in rows]
+    body = yaml.safe_dump({key: values}, sort_keys=False, default_flow_style=None, width=116)
+    return HEADER.format(read=read) + body
+
+
+def read_all(index: Index, others: TorchIndex | None, progress: Progress) -> dict[str, str]:
+    """The texts of the files that wheels can tell, by file name."""
+    return {
+        "torch.yaml": as_text(
+            "torch",
+            torch_builds(index, others, progress),
+            "METADATA, version.py, libtorch_python.so, libc10_cuda.so; companions' METADATA, version.py and symbols",
+        ),
+        "llamafactory.yaml": as_text(
+            "llamafactory",
+            llamafactory_releases(index, progress),
+            "METADATA, check_version() and require_version() in the code, requirements/*.txt of the source archive",
+        ),
+        "packages.yaml": as_text("packages", tied_releases(index, progress), "METADATA and the names of libraries"),
+    }
+
+
+def write(directory: Path, texts: dict[str, str]) -> list[str]:
+    """Write what changed, each file whole or not at all; the names of the changed files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    changed = [name for name, text in texts.items() if _text(directory / name) != text]
+    for name in changed:
+        partial = directory / f".{name}.partial"
+        partial.write_text(texts[name], encoding="utf-8")
+        partial.replace(directory / name)
+    return changed
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+

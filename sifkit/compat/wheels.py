@@ -1,0 +1,234 @@
+"""What wheels on a package index say of themselves, read with range requests: a megabyte of a wheel of 900.
+
+Names, dependencies and versions come from METADATA; CUDA, architectures and C++ ABI from the files inside.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import requests
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.gnuversions import GNUVerNeedSection
+from packaging.metadata import Metadata
+from packaging.requirements import Requirement
+from packaging.tags import Tag
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
+from pypi_simple import DistributionPackage, NoSuchProjectError, PyPISimple
+from remotezip import RemoteIOError, RemoteZip, RemoteZipError
+from requests.adapters import HTTPAdapter
+from urllib3.util.retry import Retry
+
+from sifkit.errors import HostError, ProblemFound
+
+DEFAULT_INDEX = "https://pypi.org/simple/"
+TAIL_BYTES = 1 << 20  # holds the table of contents of torch's wheel: 13,000 files
+TIMEOUT = 60.0  # seconds without an answer
+
+
+@dataclass(frozen=True)
+class WheelName:
+    """What a wheel's file name says."""
+
+    version: Version
+    pythons: tuple[str, ...]  # "3.13", of wheels for one Python
+    oldest: str | None  # of wheels for all later ones, too
+    linux: bool  # runs on Linux on x86-64
+
+    @classmethod
+    def parse(cls, filename: str) -> WheelName | None:
+        """None for what is no wheel, or one with a name that no installer takes."""
+        try:
+            _, version, _, tags = parse_wheel_filename(filename)
+        except (InvalidWheelFilename, InvalidVersion):
+            return None
+        pythons = {tag.interpreter for tag in tags if tag.abi == tag.interpreter}  # not free-threaded, which end in t
+        found = sorted((match for tag in pythons if (match := re.fullmatch(r"cp3(\d+)", tag))), key=lambda m: int(m[1]))
+        linux = any(tag.platform == "any" or tag.platform.endswith("linux_x86_64") for tag in tags) or any(
+            re.fullmatch(r"manylinux\w*_x86_64", tag.platform) for tag in tags
+        )
+        return cls(version, tuple(f"3.{match[1]}" for match in found), _oldest_of(tags), linux)
+
+    def runs_on(self, python: str) -> bool:
+        """Whether a CPython of this minor version installs it."""
+        return python in self.pythons or (self.oldest is not None and Version(self.oldest) <= Version(python))
+
+
+def _oldest_of(tags: frozenset[Tag]) -> str | None:
+    """The oldest Python of a wheel for all later ones: pure Python, or the stable C interface."""
+    if any(re.fullmatch(r"(py\d\.)?py3", tag.interpreter) and tag.abi == "none" for tag in tags):
+        return "3.0"
+    minors = [int(match[1]) for tag in tags if tag.abi == "abi3" and (match := re.fullmatch(r"cp3(\d+)", tag.interpreter))]
+    return f"3.{min(minors)}" if minors else None
+
+
+class Index:
+    """A package index (PEP 503 or 691) whose files answer range requests."""
+
+    def __init__(self, url: str = DEFAULT_INDEX, ca_bundle: Path | None = None) -> None:
+        self.url = url
+        self.session = requests.Session()
+        if ca_bundle:
+            self.session.verify = str(ca_bundle)
+        retry = HTTPAdapter(max_retries=Retry(total=4, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504)))
+        self.session.mount("https://", retry)
+        self.session.mount("http://", retry)
+        self._client = PyPISimple(url, session=self.session)
+
+    @cache  # noqa: B019 - an index lives as long as the command
+    def files(self, project: str) -> list[DistributionPackage]:
+        """Every file of a project that was not withdrawn; none when the index has no such project."""
+        with _answers(self.url):
+            try:
+                page = self._client.get_project_page(project, timeout=TIMEOUT)
+            except NoSuchProjectError:
+                return []
+        return [file for file in page.packages if not file.is_yanked]
+
+    @cache  # noqa: B019
+    def wheels(self, project: str) -> dict[Version, list[DistributionPackage]]:
+        """The wheels that run on Linux on x86-64, by version; those for free-threaded Pythons are left out."""
+        found: dict[Version, list[DistributionPackage]] = {}
+        for file in self.files(project):
+            name = WheelName.parse(file.filename)
+            if name and name.linux and not re.search(r"-cp3\d+t-", file.filename):
+                found.setdefault(name.version, []).append(file)
+        return found
+
+    def archives(self, project: str) -> dict[Version, DistributionPackage]:
+        """The source archives, by version."""
+        found = {}
+        for file in self.files(project):
+            if file.package_type == "sdist" and file.version and file.filename.endswith(".tar.gz"):
+                found[Version(file.version)] = file
+        return found
+
+    def open(self, file: DistributionPackage) -> Wheel:
+        """A wheel to read from, without fetching all of it."""
+        return Wheel(file, self.session)
+
+    def archive_members(self, file: DistributionPackage, pattern: str) -> dict[str, str]:
+        """Text files of a source archive whose path below its top directory matches `pattern`."""
+        with _answers(file.url):
+            answer = self.session.get(file.url, timeout=TIMEOUT)
+            answer.raise_for_status()
+        found = {}
+        with tarfile.open(fileobj=io.BytesIO(answer.content)) as tar:
+            for member in tar.getmembers():
+                path = member.name.partition("/")[2]
+                if re.fullmatch(pattern, path) and (stream := tar.extractfile(member)):
+                    found[path] = stream.read().decode()
+        return found
+
+
+class Wheel:
+    """One wheel on an index."""
+
+    def __init__(self, file: DistributionPackage, session: requests.Session) -> None:
+        self.filename = file.filename
+        self._url = file.url
+        with _answers(file.url):
+            self._zip = RemoteZip(file.url, initial_buffer_size=TAIL_BYTES, session=session, timeout=TIMEOUT)
+        self.names = frozenset(self._zip.namelist())
+
+    def read(self, name: str) -> bytes:
+        """A member's bytes."""
+        with _answers(self._url):
+            return self._zip.read(name)
+
+    @cached_property
+    def metadata(self) -> Metadata:
+        """METADATA, parsed without judging fields that do not matter here."""
+        name = next(name for name in self.names if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
+        return Metadata.from_email(self.read(name), validate=False)
+
+    @property
+    def python(self) -> str:
+        """Requires-Python."""
+        return str(self.metadata.requires_python or "")
+
+    def requires(self, *, extra: str = "") -> list[Requirement]:
+        """What it requires on Linux on x86-64, without its extras; or what one of its extras adds."""
+        environment = {
+            "sys_platform": "linux",
+            "platform_system": "Linux",
+            "platform_machine": "x86_64",
+            "python_version": "3.12",
+            "python_full_version": "3.12.0",
+        }
+        without = [r for r in self._requires() if _applies(r, {**environment, "extra": ""})]
+        if not extra:
+            return without
+        return [r for r in self._requires() if r not in without and _applies(r, {**environment, "extra": extra})]
+
+    def _requires(self) -> list[Requirement]:
+        return list(self.metadata.requires_dist or ())
+
+    def requirement(self, package: str) -> Requirement | None:
+        """What it requires of one package."""
+        return next((found for found in self.requires() if canonicalize_name(found.name) == package), None)
+
+    def elf(self, name: str) -> Elf:
+        """A shared object inside."""
+        return Elf(self.read(name), f"{self.filename}: {name}")
+
+
+class Elf:
+    """The dynamic section of a shared object in memory."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        try:
+            self._elf = ELFFile(io.BytesIO(data))
+        except ELFError as error:
+            raise ProblemFound(f"{name} is no shared object: {error}") from error
+
+    def needed(self) -> tuple[str, ...]:
+        """DT_NEEDED."""
+        segments = self._elf.iter_segments("PT_DYNAMIC")
+        return tuple(tag.needed for s in segments for tag in s.iter_tags("DT_NEEDED"))
+
+    def glibc(self) -> str | None:
+        """The newest version of glibc whose symbols it needs."""
+        versions = [
+            auxiliary.name.removeprefix("GLIBC_")
+            for section in self._elf.iter_sections()
+            if isinstance(section, GNUVerNeedSection)
+            for _, auxiliaries in section.iter_versions()
+            for auxiliary in auxiliaries
+            if re.fullmatch(r"GLIBC_\d+(\.\d+)+", auxiliary.name)
+        ]
+        return max(versions, key=Version, default=None)
+
+    def undefined(self) -> tuple[str, ...]:
+        """Names of the symbols that it needs from elsewhere."""
+        table = self._elf.get_section_by_name(".dynsym")
+        symbols = table.iter_symbols() if table else ()
+        return tuple(symbol.name for symbol in symbols if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name)
+
+
+def _applies(requirement: Requirement, environment: dict[str, str]) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate(environment)
+
+
+@contextmanager
+def _answers(url: str) -> Iterator[None]:
+    """Raises `HostError` that names the host, without user names and passwords that its URL may hold."""
+    where = re.sub(r"//[^/@]*@", "//", url)
+    try:
+        yield
+    except requests.exceptions.SSLError as error:
+        message = f"the certificate of {where} is not trusted: {error}"
+        raise HostError(message, "name your site's bundle: python_index.ca_bundle in the site file") from error
+    except (requests.RequestException, RemoteZipError, RemoteIOError) as error:
+        message = f"{where} cannot be read: {type(error).__name__}: {error}"
+        fix = "set python_index.url in the site file; a mirror must answer range requests"
+        raise HostError(message, fix) from error
