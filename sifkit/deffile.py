@@ -22,7 +22,6 @@ from sifkit.model import (
     OciArchive,
     Scratch,
 )
-from sifkit.resolve import resolution
 
 HOST_DIR = "/var/cache/sifkit"  # bound for the time of a build: caches, certificates, site settings; empty in the image
 IMAGE_DIR = "/opt/sifkit"  # what the image was made from
@@ -35,27 +34,28 @@ PYTHON_PACKAGES = ("ca-certificates", "python3", "python3-venv")
 def render(image: Image, *, sifkit_version: str) -> str:
     """The whole image in one definition."""
     parts = [_comment(image), header(image.base.source), _setup(image.base.source), _files(image)]
-    parts += [_post(image.spec, system=True, python=True), *_tail(image, sifkit_version)]
+    parts += [_post(image, system=True, python=True), *_tail(image, sifkit_version)]
     return "\n".join(parts)
 
 
-def render_base(spec: ImageSpec, source: Base) -> str:
+def render_base(image: Image) -> str:
     """Operating system and Debian packages alone; the same text for every image that asks for the same."""
-    title = f"# {source.bootstrap} base with {', '.join(debian_packages(spec))}\n"
-    return "\n".join([title, header(source), _setup(source), _post(spec, system=True, python=False)])
+    source = image.base.source
+    title = f"# {source.bootstrap} base with {', '.join(debian_packages(image))}\n"
+    return "\n".join([title, header(source), _setup(source), _post(image, system=True, python=False)])
 
 
 def render_on_base(image: Image, base_sif: str, *, sifkit_version: str) -> str:
     """The image on a base that `render_base` made."""
     source = LocalImage.model_validate({"bootstrap": "localimage", "from": base_sif})
     parts = [_comment(image), header(source), _setup(source), _files(image)]
-    parts += [_post(image.spec, system=False, python=True), *_tail(image, sifkit_version)]
+    parts += [_post(image, system=False, python=True), *_tail(image, sifkit_version)]
     return "\n".join(parts)
 
 
-def debian_packages(spec: ImageSpec) -> tuple[str, ...]:
+def debian_packages(image: Image) -> tuple[str, ...]:
     """Everything that apt installs, sorted, without doubles."""
-    return tuple(sorted({*PYTHON_PACKAGES, *spec.apt}))
+    return tuple(sorted({*PYTHON_PACKAGES, *image.spec.apt, *image.resolution.apt}))
 
 
 def header(source: Base) -> str:
@@ -150,17 +150,17 @@ _SITE = f"""\
 if [ -r {HOST_DIR}/site.sh ]; then set +x; . {HOST_DIR}/site.sh; set -x; fi"""
 
 
-def _post(spec: ImageSpec, *, system: bool, python: bool) -> str:
-    has_apt = isinstance(spec.base, str) or spec.base.bootstrap != "scratch"
+def _post(image: Image, *, system: bool, python: bool) -> str:
+    has_apt = not isinstance(image.base.source, Scratch)
     paragraphs = [_SITE]
     if system:
-        paragraphs += [_system(spec)] if has_apt else ["# Triton asks ldconfig where libcuda is.\n/usr/sbin/ldconfig"]
-    paragraphs += [_python(spec)] if python else []
+        paragraphs += [_system(image)] if has_apt else ["# Triton asks ldconfig where libcuda is.\n/usr/sbin/ldconfig"]
+    paragraphs += [_python(image)] if python else []
     return _section("post", *paragraphs)
 
 
-def _system(spec: ImageSpec) -> str:
-    packages = " \\\n    ".join(quote(package) for package in debian_packages(spec))
+def _system(image: Image) -> str:
+    packages = " \\\n    ".join(quote(package) for package in debian_packages(image))
     return f"""\
 # Debian packages. apt may not change users in a user namespace, hence the sandbox user.
 export DEBIAN_FRONTEND=noninteractive
@@ -171,7 +171,8 @@ apt-get clean
 rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/debconf/*-old"""
 
 
-def _python(spec: ImageSpec) -> str:
+def _python(image: Image) -> str:
+    spec = image.spec
     return f"""\
 # Python packages: uv from the lock, by pip; then everything else in the lock, by uv. Each file is checked
 # against its hash; the few source archives are built with the setuptools that the lock pins.
@@ -179,7 +180,7 @@ export PIP_CACHE_DIR={HOST_DIR}/pip UV_CACHE_DIR={HOST_DIR}/uv UV_LINK_MODE=copy
 python{spec.python} -m venv {VENV}
 grep -A1 '^uv==' {IMAGE_DIR}/requirements.lock > {VENV}/uv.lock
 {VENV}/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r {VENV}/uv.lock
-{VENV}/bin/uv pip install --python {VENV}/bin/python --require-hashes --compile-bytecode{_torch_backend(spec)} \\
+{VENV}/bin/uv pip install --python {VENV}/bin/python --require-hashes --compile-bytecode{_torch_backend(image)} \\
     --build-constraints {IMAGE_DIR}/requirements.lock \\
     -r {IMAGE_DIR}/requirements.lock
 
@@ -188,8 +189,8 @@ grep -A1 '^uv==' {IMAGE_DIR}/requirements.lock > {VENV}/uv.lock
 rm -rf {VENV}/uv.lock /root/.cache"""
 
 
-def _torch_backend(spec: ImageSpec) -> str:
-    backend = resolution(spec).torch_backend
+def _torch_backend(image: Image) -> str:
+    backend = image.resolution.torch_backend
     return f" \\\n    --torch-backend {backend}" if backend else ""
 
 

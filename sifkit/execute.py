@@ -17,6 +17,10 @@ from urllib.parse import urlsplit
 from sifkit import __version__
 from sifkit.apptainer import Apptainer, Bind
 from sifkit.causes import find_cause
+from sifkit.compat.check import check
+from sifkit.compat.findings import Target
+from sifkit.compat.gate import require_fit, say
+from sifkit.compat.tables import Tables, load_tables
 from sifkit.deffile import HOST_DIR, labels, render_base, render_on_base
 from sifkit.errors import CommandFailed
 from sifkit.host import Room, check_cache_room, check_images_room, choose_tmpdir, host_bases
@@ -24,7 +28,7 @@ from sifkit.lock import current_lock
 from sifkit.model import Image, Site, digest_of
 from sifkit.plan import Recipe, reasons_to_build, recipe_of
 from sifkit.progress import Progress
-from sifkit.resolve import resolve_base
+from sifkit.resolve import resolution, resolve_base
 from sifkit.run import Command, Runner
 from sifkit.site import ca_bundle, user_cache
 from sifkit.spec import Project, load_spec
@@ -50,6 +54,11 @@ class Tools:
     def cache(self) -> Path:
         """Bases, packages, checkouts."""
         return user_cache(self.environ)
+
+    @property
+    def tables(self) -> Tables:
+        """What fits what: the project's own tables, else those of this release."""
+        return load_tables(self.project.compat)
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,8 @@ def load_image(name: str, tools: Tools) -> Image:
     spec = load_spec(tools.project, name)
     path = tools.project.lock_path(name)
     base = resolve_base(spec, tools.site, host_bases(tools.runner))
-    return Image(spec, current_lock(spec, path), path.relative_to(tools.project.root).as_posix(), base)
+    wanted = resolution(spec, tools.tables)
+    return Image(spec, wanted, current_lock(wanted, path), path.relative_to(tools.project.root).as_posix(), base)
 
 
 def make_step(image: Image, tools: Tools, *, force: bool = False) -> Step:
@@ -92,9 +102,19 @@ def make_step(image: Image, tools: Tools, *, force: bool = False) -> Step:
     return Step(image, recipe, reasons or (("asked for",) if force else ()))
 
 
-def build_all(names: Sequence[str], tools: Tools, *, force: bool = False) -> list[Step]:
+def require_fits(images: Sequence[Image], tools: Tools) -> None:
+    """Each spec and lock against the tables, the site's driver and its GPUs. Raises `ProblemFound` before building."""
+    for image in images:
+        findings = check(image.spec, Target.of(image.spec, tools.site), tools.tables, image.lock)
+        require_fit(image.name, findings)
+        say(image.name, findings, tools.progress)
+
+
+def build_all(names: Sequence[str], tools: Tools, *, force: bool = False, checked: bool = True) -> list[Step]:
     """Build what is stale; return what was planned. Everything is read and checked before anything is built."""
     images = [load_image(name, tools) for name in names]
+    if checked:
+        require_fits(images, tools)
     steps = [make_step(image, tools, force=force) for image in images]
     for step in steps:
         if not step.reasons:
@@ -182,7 +202,7 @@ class Workshop:
 
     def base(self, image: Image, timings: Timings) -> Path:
         """The operating system with the Debian packages, made once for all images that ask for the same."""
-        definition = render_base(image.spec, image.base.source)
+        definition = render_base(image)
         bases = self.tools.cache / "bases"
         bases.mkdir(parents=True, exist_ok=True)
         name = f"{image.base.name or image.base.source.bootstrap}-{digest_of(definition)[:16]}.sif"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from sifkit.compat.tables import Tables
 from sifkit.errors import UsageError
 from sifkit.execute import Tools, load_image, make_step
 from sifkit.spec import load_spec
@@ -28,6 +29,8 @@ class Row:
     python: str
     base: str
     size: int | None  # bytes
+    gpus: tuple[str, ...]  # models in the tables that torch has kernels for
+    driver: str  # the oldest; "" where no row knows
 
 
 def list_images(tools: Tools) -> list[Row]:
@@ -39,12 +42,15 @@ def _row(name: str, tools: Tools) -> Row:
     try:
         spec = load_spec(tools.project, name)
     except UsageError as error:
-        return Row(name, "broken", error.message, "", "", "", "", "", None)
+        return Row(name, "broken", error.message, "", "", "", "", "", None, (), "")
     on_disk = tools.store.on_disk(name)
     state, why = _state(name, tools)
     base = spec.base if isinstance(spec.base, str) else spec.base.bootstrap
     pins = (spec.llamafactory.version, spec.torch.version, spec.torch.cuda, spec.python, base)
-    return Row(name, state, why, *pins, on_disk[0] if on_disk else None)
+    build = tools.tables.build(spec.torch.version, spec.torch.cuda)
+    served = tuple(gpu.model for gpu in tools.tables.gpus_served(build)) if build else ()
+    driver = tools.tables.oldest_driver(spec.torch.cuda) or ""
+    return Row(name, state, why, *pins, on_disk[0] if on_disk else None, served, driver)
 
 
 def _state(name: str, tools: Tools) -> tuple[str, str]:
@@ -75,17 +81,27 @@ def _verified(name: str, tools: Tools) -> tuple[str, str] | None:
     return "built", f"verification failed, {when}: see {path.parent.name}/report.json in reports/"
 
 
-def as_table(rows: Sequence[Row]) -> Table:
+def representatives(models: Sequence[str], tables: Tables) -> tuple[str, ...]:
+    """One of the served GPUs for each compute capability: the one that data centres have, else the first."""
+    by_capability: dict[str, str] = {}
+    for gpu in tables.gpus:
+        if gpu.model in models:
+            by_capability.setdefault(gpu.capability, gpu.model)
+    return tuple(by_capability.values())
+
+
+def as_table(rows: Sequence[Row], tables: Tables) -> Table:
     """For people."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("image", "state", "LLaMA-Factory", "torch", "CUDA", "Python", "base", "size"):
-        table.add_column(title, no_wrap=True)
+    for title in ("image", "state", "LLaMA-Factory", "torch", "CUDA", "Python", "base", "size", "driver", "GPUs"):
+        table.add_column(title, no_wrap=title != "GPUs")
     table.add_column("", overflow="fold")
     colours = {"verified": "green", "built": "green", "stale": "yellow", "broken": "red"}
     for row in rows:
         colour = colours.get(row.state, "")
         size = "" if row.size is None else f"{row.size / 1e9:.1f} GB"
-        pins = (row.llamafactory, row.torch, row.cuda, row.python, row.base, size)
+        serves = (f"≥ {row.driver}" if row.driver else "", " ".join(representatives(row.gpus, tables)))
+        pins = (row.llamafactory, row.torch, row.cuda, row.python, row.base, size, *serves)
         cells = (Text(cell) for cell in (*pins, row.why))  # Text: brackets in a message are no markup
         table.add_row(Text(row.name), Text(row.state, style=colour), *cells)
     return table

@@ -16,8 +16,7 @@ import tomli
 from packaging.utils import canonicalize_name
 
 from sifkit.errors import CommandFailed, UsageError
-from sifkit.model import ImageSpec, Lock, LockedPackage, Site
-from sifkit.resolve import Resolution, resolution
+from sifkit.model import ImageSpec, Lock, LockedPackage, Resolution, Site
 from sifkit.run import Command, Runner
 
 _PACKAGE = re.compile(
@@ -56,15 +55,15 @@ def _entries(packages: Iterable[LockedPackage]) -> str:
     )
 
 
-def state(spec: ImageSpec, path: Path) -> State:
-    """Whether the lock at `path` was resolved from what the spec says now. Needs no network."""
+def state(wanted: Resolution, path: Path) -> State:
+    """Whether the lock at `path` was resolved from what is wanted now. Needs no network."""
     if not path.is_file():
         return "missing"
     try:
         lock = read_lock(path)
     except UsageError:
         return "damaged"
-    return "current" if lock.inputs_digest == resolution(spec).digest() else "stale"
+    return "current" if lock.inputs_digest == wanted.digest() else "stale"
 
 
 def read_lock(path: Path) -> Lock:
@@ -77,17 +76,16 @@ def read_lock(path: Path) -> Lock:
         raise UsageError(f"{path}: not a text file", f"write it again: sifkit lock {path.stem}") from None
 
 
-def current_lock(spec: ImageSpec, path: Path) -> Lock:
+def current_lock(wanted: Resolution, path: Path) -> Lock:
     """The lock of a spec. Raises `UsageError` when it is missing or stale."""
     lock = read_lock(path)
-    if lock.inputs_digest != resolution(spec).digest():
-        raise UsageError(f"{path} is stale: the spec changed since it was written", f"run: sifkit lock {spec.name}")
+    if lock.inputs_digest != wanted.digest():
+        raise UsageError(f"{path} is stale: the spec changed since it was written", f"run: sifkit lock {path.stem}")
     return lock
 
 
-def make_lock(spec: ImageSpec, site: Site, runner: Runner) -> Lock:
+def make_lock(spec: ImageSpec, wanted: Resolution, site: Site, runner: Runner) -> Lock:
     """Resolve with uv. Raises `UsageError` with the resolver's own words when nothing fits."""
-    wanted = resolution(spec)
     with tempfile.TemporaryDirectory(prefix="sifkit-lock-") as scratch:
         requirements = Path(scratch, "requirements.in")
         requirements.write_text("\n".join(wanted.requirements) + "\n")

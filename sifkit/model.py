@@ -12,11 +12,12 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
 Version = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*((a|b|rc|\.post|\.dev)[0-9]+)?$")]
 MinorVersion = Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+$")]
 DebianPackage = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+:~-]+)?$")]
+DriverVersion = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+){0,2}$")]
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f]*$")]
 
 # One token inside a definition header: Apptainer reads the rest of the line as the value.
@@ -120,18 +121,26 @@ class LlamaFactory(Strict):
     version: Version = Field(examples=["0.9.5"])
 
 
-class ImageSpec(Strict):
-    """What is in an image: the same on every machine. `definitions/NAME.yaml`."""
+def _version_alone(value: object) -> object:
+    """`llamafactory: 0.9.5` says as much as `llamafactory: {version: 0.9.5}`."""
+    return {"version": value} if isinstance(value, str) else value
 
-    name: Annotated[str, StringConstraints(pattern=f"^{IMAGE_NAME}$", max_length=80)] = Field(
-        description="file name of the image, without .sif; the spec's own file name"
+
+LlamaFactoryChoice = Annotated[
+    LlamaFactory, BeforeValidator(_version_alone, json_schema_input_type=Version | LlamaFactory)
+]
+ImageName = Annotated[str, StringConstraints(pattern=f"^{IMAGE_NAME}$", max_length=80)]
+
+
+class SpecContents(Strict):
+    """What a spec may say besides its pins."""
+
+    gpu: tuple[str, ...] = Field(
+        (), description="GPUs that the image must serve, checked before it is built", examples=[["V100", "H100"]]
     )
-    base: OneWord | Base = Field(
-        description="logical name of the operating system (the site says how to obtain it), or a base written out"
+    driver: DriverVersion | None = Field(
+        None, description="oldest NVIDIA driver that it will meet", examples=["535.104.05"]
     )
-    python: MinorVersion = Field(description="the base's Python", examples=["3.13"])
-    torch: Torch
-    llamafactory: LlamaFactory
     extras: tuple[OneWord, ...] = Field(
         (), description="LLaMA-Factory's optional dependencies, by the names of its wheel"
     )
@@ -158,9 +167,38 @@ class ImageSpec(Strict):
                 raise ValueError(f"{name} holds '{{{{', which Apptainer takes for a build argument")
         return value
 
+
+class ImageSpec(SpecContents):
+    """What is in an image: the same on every machine. `definitions/NAME.yaml`."""
+
+    name: ImageName = Field(description="file name of the image, without .sif; the spec's own file name")
+    base: OneWord | Base = Field(
+        description="logical name of the operating system (the site says how to obtain it), or a base written out"
+    )
+    python: MinorVersion = Field(description="the base's Python", examples=["3.13"])
+    torch: Torch
+    llamafactory: LlamaFactoryChoice
+
     def digest(self) -> str:
-        """Identity of what the spec says; comments and the order of keys do not count."""
-        return digest_of(self.model_dump(mode="json", by_alias=True))
+        """Identity of what is in the image; comments, the order of keys, `gpu` and `driver` do not count."""
+        return digest_of(self.model_dump(mode="json", by_alias=True, exclude={"gpu", "driver"}))
+
+
+class TorchWish(Strict):
+    """As much of torch as the user knows."""
+
+    version: Version | None = None
+    cuda: MinorVersion | None = None
+
+
+class ImageWish(SpecContents):
+    """A spec with pins left out, for `sifkit resolve` to choose."""
+
+    name: ImageName
+    base: OneWord | Base | None = None
+    python: MinorVersion | None = None
+    torch: TorchWish = TorchWish()
+    llamafactory: LlamaFactoryChoice | None = None
 
 
 # ---------------------------------------------------------------------------------------------- site
@@ -182,7 +220,7 @@ class PythonIndex(Strict):
 class SiteGpu(Strict):
     """The GPUs of this site, for checks where there is none (a login node)."""
 
-    driver: OneWord | None = Field(None, examples=["550.54.15"])
+    driver: DriverVersion | None = Field(None, examples=["550.54.15"])
     models: tuple[str, ...] = Field((), examples=[["A100", "H100"]])
 
 
@@ -250,10 +288,28 @@ class Lock:
 
 
 @dataclass(frozen=True)
+class Resolution:
+    """What follows from a spec and the tables: a lock is resolved from it, a definition rendered from it."""
+
+    requirements: tuple[str, ...]
+    python: str
+    platform: str
+    sdists: tuple[str, ...]
+    torch_backend: str | None  # cu126 and the like, when the package index's own torch is for another CUDA
+    apt: tuple[str, ...] = ()  # Debian packages that extras need
+    cuda_home: str | None = None  # directory of nvcc below site-packages, where an extra compiles
+
+    def digest(self) -> str:
+        """Identity of what a lock depends on; a lock carries it, so that a stale one is known without a resolver."""
+        return digest_of([self.requirements, self.python, self.platform, self.sdists, self.torch_backend])
+
+
+@dataclass(frozen=True)
 class Image:
     """A spec with all that follows from it: everything that rendering needs."""
 
     spec: ImageSpec
+    resolution: Resolution
     lock: Lock
     lock_path: str  # as the definition's %files names it, relative to the project's root
     base: ImageBase

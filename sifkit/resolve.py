@@ -9,9 +9,10 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sifkit.compat.tables import Tables, TorchBuild
 from sifkit.errors import UsageError
-from sifkit.model import Base, Debootstrap, DockerBase, ImageBase, ImageSpec, Site, digest_of
-from sifkit.tables import KnownBase, TorchSet, known_bases, known_extras, known_sdists, torch_sets
+from sifkit.model import Base, Debootstrap, DockerBase, ImageBase, ImageSpec, Resolution, Site, digest_of
+from sifkit.tables import Extra, KnownBase, known_bases, known_extras, known_sdists
 
 OLDEST_GLIBC = "2.28"  # of bases that we do not know: what torch's own wheels ask for since 2.6
 NEWEST_MANYLINUX = (2, 40)  # the newest platform that uv names
@@ -26,31 +27,15 @@ class HostBases:
     mirrors: Mapping[str, str] = field(default_factory=dict)  # apt suite → mirror
 
 
-@dataclass(frozen=True)
-class Resolution:
-    """What a lock is resolved from; equal inputs, equal lock."""
-
-    requirements: tuple[str, ...]
-    python: str
-    platform: str
-    sdists: tuple[str, ...]
-    torch_backend: str | None  # cu126 and the like, when the package index's own torch is for another CUDA
-
-    def digest(self) -> str:
-        """Identity; a lock carries it, so that a stale one is known without a resolver."""
-        return digest_of([self.requirements, self.python, self.platform, self.sdists, self.torch_backend])
-
-
-def resolution(spec: ImageSpec) -> Resolution:
-    """Raises `UsageError` for a torch, an extra or a Python that cannot be had."""
+def resolution(spec: ImageSpec, tables: Tables) -> Resolution:
+    """A torch that no row knows is left to the index. Raises `UsageError` for an extra or a Python that cannot be had."""
     check_python(spec)
-    torch_set = torch_set_of(spec)
+    extras = [_extra(name) for name in spec.extras]
+    build, default = tables.build(spec.torch.version, spec.torch.cuda), tables.default_build(spec.torch.version)
     packages = (
-        f"torch=={torch_set.torch}",
-        f"torchvision=={torch_set.torchvision}",
-        f"torchaudio=={torch_set.torchaudio}",
+        *_torch_set(spec, build or default),
         f"llamafactory=={spec.llamafactory.version}",
-        *(requirement for extra in spec.extras for requirement in _extra(extra)),
+        *(requirement for extra in extras for requirement in _requirements(extra, spec, tables)),
         *spec.packages,
         "setuptools",  # builds the few packages without wheels, pinned like everything else
         "uv",  # installs the lock; stays in the image for users' overlays
@@ -60,30 +45,36 @@ def resolution(spec: ImageSpec) -> Resolution:
         python=spec.python,
         platform=platform_of(spec),
         sdists=tuple(sorted({*(row.name for row in known_sdists()), *spec.sdists})),
-        torch_backend=None if torch_set.cuda == spec.torch.cuda else f"cu{spec.torch.cuda.replace('.', '')}",
+        torch_backend=_backend(spec, default),
     )
 
 
-def torch_set_of(spec: ImageSpec) -> TorchSet:
-    """torchvision and torchaudio of the spec's torch. Raises `UsageError` when the set is not known."""
-    sets = torch_sets()
-    try:
-        return sets[spec.torch.version]
-    except KeyError:
-        known = ", ".join(sets)
-        raise UsageError(
-            f"definitions/{spec.name}.yaml: torch.version {spec.torch.version}: no known torchvision and torchaudio",
-            f"use one of {known}; or add its row to sifkit/data/torch_sets.yaml",
-        ) from None
+def _torch_set(spec: ImageSpec, build: TorchBuild | None) -> tuple[str, ...]:
+    """torch, torchvision and torchaudio as one set; where no row knows it, the resolver's choice."""
+    vision = f"torchvision=={build.torchvision}" if build and build.torchvision else "torchvision"
+    audio = f"torchaudio=={build.torchaudio}" if build and build.torchaudio else "torchaudio"
+    return (f"torch=={spec.torch.version}", vision, audio)
 
 
-def _extra(name: str) -> tuple[str, ...]:
+def _backend(spec: ImageSpec, default: TorchBuild | None) -> str | None:
+    """PyTorch's index holds the builds for other CUDA versions; the %test compares what came."""
+    if default is None or default.cuda == spec.torch.cuda:
+        return None
+    return f"cu{spec.torch.cuda.replace('.', '')}"
+
+
+def _extra(name: str) -> Extra:
     extras = known_extras()
     if name not in extras:
         near = difflib.get_close_matches(name, extras, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(extras)}; others go under packages:"
         raise UsageError(f"extras: unknown extra {name!r}", hint)
-    return extras[name].requires
+    return extras[name]
+
+
+def _requirements(extra: Extra, spec: ImageSpec, tables: Tables) -> tuple[str, ...]:
+    """An extra's packages, in the ranges that this LLaMA-Factory takes."""
+    return extra.requires
 
 
 def check_python(spec: ImageSpec) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sifkit import yamlfile
 from sifkit.errors import UsageError
-from sifkit.model import ImageSpec
+from sifkit.model import ImageSpec, ImageWish
 
 DEFAULT_IMAGE = "llamafactory-0.9.5-cu128"
 
@@ -23,6 +23,11 @@ class Project:
     def definitions(self) -> Path:
         """The specs and their locks."""
         return self.root / "definitions"
+
+    @property
+    def compat(self) -> Path:
+        """Compatibility tables of this project, where it has its own."""
+        return self.definitions / "compat"
 
     @property
     def images(self) -> Path:
@@ -65,7 +70,19 @@ def load_spec(project: Project, name: str) -> ImageSpec:
         near = difflib.get_close_matches(name, project.names(), n=1)
         known = ", ".join(project.names()) or "none"
         raise UsageError(f"{path}: no such file", f"did you mean {near[0]}?" if near else f"images here: {known}")
-    spec = yamlfile.load(path, ImageSpec)
+    spec = _load_pinned(path)
     if spec.name != name:
         raise UsageError(f"{path}:1: name is {spec.name!r}, the file says {name!r}", "make them the same")
     return spec
+
+
+def _load_pinned(path: Path) -> ImageSpec:
+    """A spec whose only fault is that pins are left out has them chosen, not written by hand."""
+    try:
+        return yamlfile.load(path, ImageSpec)
+    except UsageError as error:
+        try:
+            yamlfile.load(path, ImageWish)
+        except UsageError:
+            raise error from None
+        raise UsageError(error.message, f"let sifkit choose what is missing: sifkit resolve {path.stem}") from None

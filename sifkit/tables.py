@@ -1,4 +1,4 @@
-"""The facts about other projects, read from `sifkit/data/`; each file says where its rows were read."""
+"""Facts that sifkit's own choices rest on, from `sifkit/data/`; what fits what is in `sifkit.compat.tables`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,9 @@ from functools import cache
 from pathlib import Path
 
 from sifkit import yamlfile
-from sifkit.model import MinorVersion, OneWord, Strict, Version
+from sifkit.model import DebianPackage, MinorVersion, OneWord, Strict
 
 _DATA = Path(__file__).with_name("data")
-
-
-class TorchSet(Strict):
-    """Versions that were released together."""
-
-    torch: Version
-    torchvision: Version
-    torchaudio: Version
-    cuda: MinorVersion
 
 
 class KnownBase(Strict):
@@ -35,6 +26,8 @@ class Extra(Strict):
     """An optional stack of LLaMA-Factory."""
 
     requires: tuple[str, ...]
+    apt: tuple[DebianPackage, ...] = ()
+    nvcc: bool = False  # compiles CUDA code at run time
     source: str
 
 
@@ -43,10 +36,6 @@ class Sdist(Strict):
 
     name: OneWord
     why: str
-
-
-class _TorchSets(Strict):
-    sets: tuple[TorchSet, ...]
 
 
 class _Bases(Strict):
@@ -59,12 +48,6 @@ class _Extras(Strict):
 
 class _Sdists(Strict):
     sdists: tuple[Sdist, ...]
-
-
-@cache
-def torch_sets() -> dict[str, TorchSet]:
-    """By torch version."""
-    return {row.torch: row for row in yamlfile.load(_DATA / "torch_sets.yaml", _TorchSets).sets}
 
 
 @cache

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sifkit.model import Image, ImageSpec, Lock, Site
+from sifkit.compat.tables import load_tables
+from sifkit.model import Image, ImageSpec, Lock, Resolution, Site
 from sifkit.resolve import HostBases, resolution, resolve_base
 from sifkit.run import Runner
+
+TABLES = load_tables()
 
 FakeTool = Callable[[str, str], Path]
 
@@ -40,6 +43,11 @@ def make_spec(**changes: object) -> ImageSpec:
     return ImageSpec.model_validate({**values, **changes})
 
 
+def wanted(spec: ImageSpec | None = None, **changes: object) -> Resolution:
+    """What a lock of this spec is resolved from."""
+    return resolution(spec or make_spec(**changes), TABLES)
+
+
 def lock_text(spec: ImageSpec, *packages: str) -> str:
     """A lock of the right inputs; each package is NAME==VERSION with an invented hash."""
     entries = [
@@ -48,7 +56,7 @@ def lock_text(spec: ImageSpec, *packages: str) -> str:
     head = [
         f"# {spec.name}: {len(packages)} packages, invented",
         "# by a test",
-        f"# inputs: {resolution(spec).digest()}",
+        f"# inputs: {wanted(spec).digest()}",
     ]
     return "\n".join([*head, *entries]) + "\n"
 
@@ -60,7 +68,7 @@ def make_image(spec: ImageSpec | None = None, site: Site | None = None, host: Ho
     spec = spec or make_spec()
     text = lock_text(spec, "torch==2.9.1", "transformers==5.6.0", "uv==0.13.9")
     lock: Lock = parse_lock(text, "example.lock")
-    return Image(spec, lock, f"definitions/{spec.name}.lock", resolve_base(spec, site or Site(), host))
+    return Image(spec, wanted(spec), lock, f"definitions/{spec.name}.lock", resolve_base(spec, site or Site(), host))
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 The files lie in `definitions/compat/` (a copy of that of this release lies in the package, for projects
 that have none of their own). `torch.yaml`, `llamafactory.yaml` and `packages.yaml` are written by
-`sifkit compat update` from wheels; `cuda.yaml` and `gpus.yaml` are kept by hand from NVIDIA's pages.
+`sifkit compat update` from wheels; `cuda.yaml`, `gpus.yaml` and `pairs.yaml` are kept by hand.
 What no row knows is unknown: nothing is concluded from a row that is not there.
 """
 
@@ -26,7 +26,7 @@ from sifkit import yamlfile
 from sifkit.model import MinorVersion, OneWord, Strict, Version
 
 PACKAGED = Path(__file__).parent.parent / "data" / "compat"
-FILES = ("torch.yaml", "cuda.yaml", "gpus.yaml", "llamafactory.yaml", "packages.yaml")
+FILES = ("torch.yaml", "cuda.yaml", "gpus.yaml", "llamafactory.yaml", "packages.yaml", "pairs.yaml")
 
 Capability = tuple[int, int]
 CapabilityText = Annotated[str, StringConstraints(pattern=r"^\d+\.\d$")]
@@ -73,6 +73,7 @@ class GpuModel(Strict):
     memory_gb: tuple[int | float, ...]  # each variant
     bf16: bool  # in hardware
     fp8: bool
+    arm: bool = False  # comes with an Arm CPU
     source: str
 
     @property
@@ -106,7 +107,7 @@ class LlamaFactoryRelease(Strict):
     def extra(self, name: str) -> tuple[Requirement, ...]:
         """What this release asks of the packages of an extra; its own checks at use count too."""
         asked = [Requirement(text) for text in self.extras.get(name, ())]
-        names = {canonicalize_name(requirement.name) for requirement in asked} or {name}
+        names = {canonicalize_name(requirement.name) for requirement in asked} or {canonicalize_name(name)}
         checked = [Requirement(text) for text in self.optional]
         return (*asked, *(found for found in checked if canonicalize_name(found.name) in names))
 
@@ -126,6 +127,17 @@ class TiedRelease(Strict):
     def fits(self, torch: str) -> bool:
         """Whether its metadata takes this torch."""
         return SpecifierSet(self.torch).contains(torch, prereleases=True)
+
+
+class Pair(Strict):
+    """Two packages that resolvers put together and that fail."""
+
+    package: str
+    versions: str  # specifier: which releases of it
+    other: str
+    needs: str  # specifier: with which releases of the other they work
+    symptom: str
+    source: str
 
 
 class _TorchFile(Strict):
@@ -148,6 +160,10 @@ class _PackagesFile(Strict):
     packages: tuple[TiedRelease, ...]
 
 
+class _PairsFile(Strict):
+    pairs: tuple[Pair, ...]
+
+
 def _applies(requirement: Requirement) -> bool:
     return requirement.marker is None or requirement.marker.evaluate({"sys_platform": "linux", "extra": ""})
 
@@ -161,6 +177,7 @@ class Tables:
     gpus: tuple[GpuModel, ...]
     llamafactories: tuple[LlamaFactoryRelease, ...]
     tied: tuple[TiedRelease, ...]
+    pairs: tuple[Pair, ...]
 
     def build(self, torch: str, cuda: str) -> TorchBuild | None:
         """The build of a torch for a CUDA."""
@@ -197,6 +214,10 @@ class Tables:
         known = ", ".join(row.model for row in self.gpus)
         return f"did you mean {near[0]}?" if near else f"known: {known}"
 
+    def gpus_served(self, build: TorchBuild) -> tuple[GpuModel, ...]:
+        """Every GPU for which a build has kernels."""
+        return tuple(row for row in self.gpus if not row.arm and has_kernels(build.architectures, row.pair))
+
     def llamafactory(self, version: str) -> LlamaFactoryRelease | None:
         """A release of LLaMA-Factory."""
         return next((row for row in self.llamafactories if row.version == version), None)
@@ -230,13 +251,14 @@ def _file(own: Path | None, name: str) -> Path:
 
 @cache
 def _load(paths: tuple[Path, ...]) -> Tables:
-    torch, cuda, gpus, llamafactory, packages = paths
+    torch, cuda, gpus, llamafactory, packages, pairs = paths
     return Tables(
         builds=_newest_last(yamlfile.load(torch, _TorchFile).torch),
         cudas=yamlfile.load(cuda, _CudaFile).cuda,
         gpus=yamlfile.load(gpus, _GpuFile).gpus,
         llamafactories=yamlfile.load(llamafactory, _LlamaFactoryFile).llamafactory,
         tied=yamlfile.load(packages, _PackagesFile).packages,
+        pairs=yamlfile.load(pairs, _PairsFile).pairs,
     )
 
 

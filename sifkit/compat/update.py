@@ -21,8 +21,8 @@ from packaging.version import Version
 from pypi_simple import DistributionPackage
 
 from sifkit.compat.tables import LlamaFactoryRelease, TiedRelease, TorchBuild
-from sifkit.compat.wheels import Index, Wheel, WheelName
-from sifkit.errors import ProblemFound
+from sifkit.compat.wheels import Elf, Index, Wheel, WheelName
+from sifkit.errors import ProblemFound, UsageError
 from sifkit.model import Strict
 from sifkit.progress import Progress
 
@@ -39,7 +39,7 @@ OLDEST_TIED = {
 PYTHONS = tuple(f"3.{minor}" for minor in range(9, 16))
 AT_ONCE = 8  # releases read side by side
 
-ROW = TypeVar("ROW", bound=Strict)
+ROW = TypeVar("ROW")
 KEY = TypeVar("KEY")
 
 HEADER = """\
@@ -54,6 +54,16 @@ class TorchIndex:
 
     url: str  # with {cuda} for cu126 and the like
     cudas: tuple[str, ...]  # "12.6"
+
+
+def torch_index(url: str | None, cudas: tuple[str, ...]) -> TorchIndex | None:
+    """Raises `UsageError` when builds for other CUDA versions are asked for and the site names no index of them."""
+    if not cudas:
+        return None
+    if not url:
+        fix = "python_index: {torch_url: 'https://download.pytorch.org/whl/{cuda}'}"
+        raise UsageError("--cuda reads PyTorch's own index, and the site file names none", fix)
+    return TorchIndex(url, cudas)
 
 
 # ---------------------------------------------------------------------------------------------- torch
@@ -93,7 +103,7 @@ def _torch_build(
     if not cuda or version is None:
         return None
     python_library = wheel.read("torch/lib/libtorch_python.so")
-    library = wheel.elf("torch/lib/libc10_cuda.so")
+    libraries = (Elf(python_library, wheel.filename), wheel.elf("torch/lib/libc10_cuda.so"))
     triton = wheel.requirement("triton")
     torch = Version(version.version.public)
     vision, audio = _belonging(visions, torch, cuda), _belonging(audios, torch, cuda)
@@ -106,17 +116,13 @@ def _torch_build(
         torchaudio=str(audio.version) if audio else None,
         triton=str(triton.specifier) if triton else None,
         pythons=_pythons(files),
-        glibc=max((wheel.elf("torch/lib/libtorch_python.so").glibc(), library.glibc(), "2.17"), key=_glibc),
+        glibc=max((library.glibc() for library in libraries), key=Version),
         architectures=_architectures(python_library, wheel.filename),
         cxx11_abi=b"__cxx11" in python_library,
         nvcc=nvcc,
         index="torch" if kind == "torch" else "default",
         source=tuple(sources),
     )
-
-
-def _glibc(version: str | None) -> Version:
-    return Version(version or "0")
 
 
 def _architectures(library: bytes, filename: str) -> tuple[str, ...]:
@@ -308,7 +314,9 @@ def _checked(source: str, function: str | None = None) -> list[str]:
     found = []
     for node in ast.walk(tree):
         match node:
-            case ast.Call(func=ast.Name(id="check_version" | "require_version"), args=[ast.Constant(value=str(text)), *_]):
+            case ast.Call(
+                func=ast.Name(id="check_version" | "require_version"), args=[ast.Constant(value=str(text)), *_]
+            ):
                 found.append(text)
     return found
 
@@ -395,17 +403,19 @@ def read_all(index: Index, others: TorchIndex | None, progress: Progress) -> dic
     }
 
 
-def write(directory: Path, texts: dict[str, str]) -> list[str]:
-    """Write what changed, each file whole or not at all; the names of the changed files."""
+def changed(directory: Path, texts: dict[str, str]) -> list[str]:
+    """The names of the files that say something else."""
+    return [name for name, text in texts.items() if _text(directory / name) != text]
+
+
+def write(directory: Path, texts: dict[str, str]) -> None:
+    """Write what changed, each file whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
-    changed = [name for name, text in texts.items() if _text(directory / name) != text]
-    for name in changed:
+    for name in changed(directory, texts):
         partial = directory / f".{name}.partial"
         partial.write_text(texts[name], encoding="utf-8")
         partial.replace(directory / name)
-    return changed
 
 
 def _text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
-

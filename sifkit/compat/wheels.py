@@ -16,8 +16,10 @@ from pathlib import Path
 
 import requests
 from elftools.common.exceptions import ELFError
+from elftools.elf.dynamic import DynamicSegment
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
+from elftools.elf.sections import SymbolTableSection
 from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.tags import Tag
@@ -67,7 +69,9 @@ def _oldest_of(tags: frozenset[Tag]) -> str | None:
     """The oldest Python of a wheel for all later ones: pure Python, or the stable C interface."""
     if any(re.fullmatch(r"(py\d\.)?py3", tag.interpreter) and tag.abi == "none" for tag in tags):
         return "3.0"
-    minors = [int(match[1]) for tag in tags if tag.abi == "abi3" and (match := re.fullmatch(r"cp3(\d+)", tag.interpreter))]
+    minors = [
+        int(match[1]) for tag in tags if tag.abi == "abi3" and (match := re.fullmatch(r"cp3(\d+)", tag.interpreter))
+    ]
     return f"3.{min(minors)}" if minors else None
 
 
@@ -143,7 +147,7 @@ class Wheel:
     def read(self, name: str) -> bytes:
         """A member's bytes."""
         with _answers(self._url):
-            return self._zip.read(name)
+            return bytes(self._zip.read(name))
 
     @cached_property
     def metadata(self) -> Metadata:
@@ -193,11 +197,11 @@ class Elf:
 
     def needed(self) -> tuple[str, ...]:
         """DT_NEEDED."""
-        segments = self._elf.iter_segments("PT_DYNAMIC")
-        return tuple(tag.needed for s in segments for tag in s.iter_tags("DT_NEEDED"))
+        segments = [found for found in self._elf.iter_segments() if isinstance(found, DynamicSegment)]
+        return tuple(str(getattr(tag, "needed")) for found in segments for tag in found.iter_tags("DT_NEEDED"))  # noqa: B009
 
-    def glibc(self) -> str | None:
-        """The newest version of glibc whose symbols it needs."""
+    def glibc(self) -> str:
+        """The newest version of glibc whose symbols it needs; manylinux's oldest where it names none."""
         versions = [
             auxiliary.name.removeprefix("GLIBC_")
             for section in self._elf.iter_sections()
@@ -206,12 +210,12 @@ class Elf:
             for auxiliary in auxiliaries
             if re.fullmatch(r"GLIBC_\d+(\.\d+)+", auxiliary.name)
         ]
-        return max(versions, key=Version, default=None)
+        return max(versions, key=Version, default="2.17")
 
     def undefined(self) -> tuple[str, ...]:
         """Names of the symbols that it needs from elsewhere."""
         table = self._elf.get_section_by_name(".dynsym")
-        symbols = table.iter_symbols() if table else ()
+        symbols = table.iter_symbols() if isinstance(table, SymbolTableSection) else ()
         return tuple(symbol.name for symbol in symbols if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name)
 
 

@@ -11,7 +11,7 @@ from sifkit.lock import current_lock
 from sifkit.model import Image, Site
 from sifkit.resolve import resolve_base
 from sifkit.spec import Project, load_spec
-from tests.conftest import HOST, make_image, make_spec
+from tests.conftest import HOST, make_image, make_spec, wanted
 from tests.golden.conftest import Golden
 
 PROJECT = Project(Path(__file__).parents[2])
@@ -29,8 +29,9 @@ BOOTSTRAPS = {
 @pytest.mark.parametrize("name", PROJECT.names())
 def test_image(name: str, golden: Golden) -> None:
     spec = load_spec(PROJECT, name)
-    lock = current_lock(spec, PROJECT.lock_path(name))
-    image = Image(spec, lock, f"definitions/{name}.lock", resolve_base(spec, Site(), HOST))
+    resolution = wanted(spec)
+    lock = current_lock(resolution, PROJECT.lock_path(name))
+    image = Image(spec, resolution, lock, f"definitions/{name}.lock", resolve_base(spec, Site(), HOST))
     golden(f"{name}.def", deffile.render(image, sifkit_version="VERSION"))
 
 
@@ -42,7 +43,7 @@ def test_bootstrap(bootstrap: str, golden: Golden) -> None:
 
 def test_the_two_steps_of_a_build(golden: Golden) -> None:
     image = make_image()
-    golden("step-1-base.def", deffile.render_base(image.spec, image.base.source))
+    golden("step-1-base.def", deffile.render_base(image))
     golden("step-2-image.def", deffile.render_on_base(image, "/cache/base.sif", sifkit_version="VERSION"))
 
 

@@ -33,7 +33,11 @@ def test_list_says_every_image_and_one_broken_spec_hides_none(
     assert main(["build", "--list", "--json", "--project", str(project)]) == Exit.OK
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     pins = ("0.9.5", "2.9.1", "12.8", "3.13", "debian-trixie")
-    assert rows["example"] == dataclasses.asdict(Row("example", "missing", "", *pins, None))
+    example = rows["example"]
+    assert {"V100", "H100", "RTX 5090"} <= set(example["gpus"])
+    assert "P100" not in example["gpus"]
+    expected = Row("example", "missing", "", *pins, None, tuple(example["gpus"]), "525.60.13")
+    assert {**example, "gpus": tuple(example["gpus"])} == dataclasses.asdict(expected)
     assert rows["bad"]["state"] == "broken"
     assert "did you mean 'name'?" in rows["bad"]["why"]
     assert "sifkit lock unlocked" in rows["unlocked"]["why"]
@@ -42,7 +46,8 @@ def test_list_says_every_image_and_one_broken_spec_hides_none(
 def test_list_is_a_table_for_people(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "--list", "--project", str(project)]) == Exit.OK
     line = capsys.readouterr().out.splitlines()[1].split()
-    assert line == ["example", "missing", "0.9.5", "2.9.1", "12.8", "3.13", "debian-trixie"]
+    assert line[:7] == ["example", "missing", "0.9.5", "2.9.1", "12.8", "3.13", "debian-trixie"]
+    assert line[7:] == ["≥", "525.60.13", "V100", "T4", "A100", "A40", "L40S", "H100", "B200", "B300", "RTX", "5090"]
 
 
 def test_render_writes_the_definition_and_nothing_else(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,7 @@ def test_no_value_of_env_is_run_or_changed(value: str) -> None:
 def test_both_steps_together_do_what_one_definition_does() -> None:
     image = make_image()
     whole = deffile.render(image, sifkit_version="1")
-    base = deffile.render_base(image.spec, image.base.source)
+    base = deffile.render_base(image)
     rest = deffile.render_on_base(image, "/base.sif", sifkit_version="1")
     whole_lines = {line for line in whole.splitlines() if line.startswith("    ")}
     parts = {line for line in (base + rest).splitlines() if line.startswith("    ")}
@@ -42,7 +42,7 @@ def test_both_steps_together_do_what_one_definition_does() -> None:
 
 def test_images_with_the_same_debian_packages_share_a_base() -> None:
     one, two = make_image(), make_image(make_spec(torch={"version": "2.8.0", "cuda": "12.8"}))
-    assert deffile.render_base(one.spec, one.base.source) == deffile.render_base(two.spec, two.base.source)
+    assert deffile.render_base(one) == deffile.render_base(two)
 
 
 def test_spython_reads_what_we_render(tmp_path: Path) -> None:

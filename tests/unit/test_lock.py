@@ -10,8 +10,7 @@ import pytest
 from sifkit import lock
 from sifkit.errors import CommandFailed, UsageError
 from sifkit.model import LockedPackage, Site
-from sifkit.resolve import resolution
-from tests.conftest import lock_text, make_spec
+from tests.conftest import lock_text, make_spec, wanted
 
 PACKAGE = LockedPackage("torch", "2.9.1", "torch-2.9.1-cp313-cp313-manylinux_2_28_x86_64.whl", 900, "a" * 64)
 
@@ -26,10 +25,10 @@ hint: something long"""
 
 def test_what_is_written_is_read_back() -> None:
     spec = make_spec()
-    text = lock.render_lock(spec, resolution(spec), [PACKAGE])
+    text = lock.render_lock(spec, wanted(spec), [PACKAGE])
     read = lock.parse_lock(text, "example.lock")
     assert read.packages == (PACKAGE,)
-    assert read.inputs_digest == resolution(spec).digest()
+    assert read.inputs_digest == wanted(spec).digest()
     assert read.download_bytes() == 900
 
 
@@ -56,7 +55,7 @@ def test_a_lock_that_was_edited_is_refused_and_can_be_written_again(edited: str,
     assert caught.value.fix == "write it again: sifkit lock example"
     path = tmp_path / "example.lock"
     path.write_bytes(edited.encode())
-    assert lock.state(make_spec(), path) == "damaged"
+    assert lock.state(wanted(), path) == "damaged"
 
 
 def test_a_lock_that_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -68,13 +67,13 @@ def test_a_lock_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_states(tmp_path: Path) -> None:
     path = tmp_path / "example.lock"
-    assert lock.state(make_spec(), path) == "missing"
+    assert lock.state(wanted(), path) == "missing"
     path.write_text(lock_text(make_spec(), "torch==2.9.1"))
-    assert lock.state(make_spec(), path) == "current"
-    assert lock.state(make_spec(apt=("nano",)), path) == "current"
-    assert lock.state(make_spec(packages=("scipy",)), path) == "stale"
+    assert lock.state(wanted(), path) == "current"
+    assert lock.state(wanted(apt=("nano",)), path) == "current"
+    assert lock.state(wanted(packages=("scipy",)), path) == "stale"
     with pytest.raises(UsageError, match="is stale"):
-        lock.current_lock(make_spec(packages=("scipy",)), path)
+        lock.current_lock(wanted(packages=("scipy",)), path)
 
 
 def test_the_one_file_of_each_package_is_taken() -> None:
@@ -125,14 +124,14 @@ def test_an_unreachable_index_is_not_a_conflict() -> None:
 )
 def test_the_sites_index_is_asked(index: dict[str, str], words: list[str]) -> None:
     site = Site.model_validate({"python_index": index})
-    argv = lock.uv_command(resolution(make_spec()), site, Path("in"), Path("out"))
+    argv = lock.uv_command(wanted(), site, Path("in"), Path("out"))
     start = argv.index(words[0])
     assert argv[start : start + len(words)] == words
 
 
 def test_torch_for_another_cuda_comes_from_the_sites_torch_index_or_uvs() -> None:
-    wanted = resolution(make_spec(torch={"version": "2.9.1", "cuda": "12.6"}))
+    resolution = wanted(torch={"version": "2.9.1", "cuda": "12.6"})
     site = Site.model_validate({"python_index": {"torch_url": "https://torch.example/{cuda}"}})
-    assert "https://torch.example/cu126" in lock.uv_command(wanted, site, Path("in"), Path("out"))
-    plain = lock.uv_command(wanted, Site(), Path("in"), Path("out"))
+    assert "https://torch.example/cu126" in lock.uv_command(resolution, site, Path("in"), Path("out"))
+    plain = lock.uv_command(resolution, Site(), Path("in"), Path("out"))
     assert plain[-2:] == ["--torch-backend", "cu126"]

@@ -1,0 +1,1 @@
+"""One module for each command: parse, call, print. `sifkit.cli` joins them."""

@@ -1,0 +1,122 @@
+"""`sifkit build`, and `python build.py`: build images; list, render or verify them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sifkit import __version__, deffile, execute, listing, stamp
+from sifkit import verify as verification
+from sifkit.commands.options import (
+    Device,
+    JsonOption,
+    ProjectOption,
+    SiteOption,
+    VerboseOption,
+    image_name,
+    make_tools,
+    out_console,
+    print_json,
+)
+from sifkit.errors import Exit, UsageError
+from sifkit.execute import Tools
+from sifkit.spec import DEFAULT_IMAGE
+from sifkit.verify.report import as_json as as_json_report
+
+
+def build(
+    images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]…", help=f"default: {DEFAULT_IMAGE}")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="images, pins and state; build nothing")] = False,
+    render: Annotated[bool, typer.Option("--render", help="the definition on standard output; build nothing")] = False,
+    force: Annotated[bool, typer.Option("--force", help="build even what is current")] = False,
+    no_check: Annotated[bool, typer.Option("--no-check", help="do not ask the compatibility tables")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="build if stale, then verify on this node")] = False,
+    checkout: Annotated[Path | None, typer.Option(help="LLaMA-Factory checkout; else fetched and cached")] = None,
+    config: Annotated[Path | None, typer.Option(help="training YAML; else an example of the checkout")] = None,
+    model: Annotated[Path | None, typer.Option(help="model directory; else a tiny one made in the container")] = None,
+    device: Annotated[Device, typer.Option(help="train on")] = "gpu",
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs to train on")] = 1,
+    report: Annotated[Path | None, typer.Option(help="directory of the report; else reports/IMAGE")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="keep model and checkpoints of the verification")] = False,
+    project: ProjectOption = None,
+    site_file: SiteOption = None,
+    json_: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Build images; list, render or verify them."""
+    if list_ + render + verify > 1:
+        raise UsageError("--list, --render and --verify are different things", "give one of them")
+    tools = make_tools(project, site_file, verbose)
+    names = list(dict.fromkeys(image_name(name, tools, verify=verify) for name in images or [DEFAULT_IMAGE]))
+    if list_:
+        _print_list(tools, json_)
+    elif render:
+        _print_definitions(names, tools, json_)
+    elif verify:
+        _verify(
+            names,
+            tools,
+            stamp.Wishes(device, gpus, checkout, config, model, report, keep),
+            force=force,
+            checked=not no_check,
+            as_json=json_,
+        )
+    else:
+        _print_built(execute.build_all(names, tools, force=force, checked=not no_check), tools, json_)
+
+
+def _print_list(tools: Tools, as_json: bool) -> None:
+    rows = listing.list_images(tools)
+    if as_json:
+        print_json(listing.as_json(rows))
+    else:
+        out_console().print(listing.as_table(rows, tools.tables))
+
+
+def _print_definitions(names: list[str], tools: Tools, as_json: bool) -> None:
+    texts = {name: deffile.render(execute.load_image(name, tools), sifkit_version=__version__) for name in names}
+    if as_json:
+        print_json([{"name": name, "definition": text} for name, text in texts.items()])
+    else:
+        sys.stdout.write("\n".join(texts.values()))
+
+
+def _print_built(steps: list[execute.Step], tools: Tools, as_json: bool) -> None:
+    if not as_json:
+        return
+    results = []
+    for step in steps:
+        manifest = tools.store.manifest(step.image.name)
+        sif = tools.store.sif(step.image.name)
+        known = {"sha256": manifest.sha256, "size": manifest.size} if manifest else {}
+        results.append(
+            {"name": step.image.name, "image": str(sif), "built": bool(step.reasons), "why": step.reasons, **known}
+        )
+    print_json(results)
+
+
+def _verify(names: list[str], tools: Tools, wishes: stamp.Wishes, *, force: bool, checked: bool, as_json: bool) -> None:
+    if wishes.report and len(names) > 1:
+        raise UsageError("--report names one directory, but several images are verified", "verify them one by one")
+    stamp.require(wishes)
+    files = [name for name in names if name.endswith(".sif")]
+    execute.build_all([name for name in names if name not in files], tools, force=force, checked=checked)
+    reports = [_verify_one(name, tools, wishes, as_json=as_json) for name in names]
+    if as_json:
+        print_json([as_json_report(report) for report in reports])
+    if not all(report.passed for report in reports):
+        raise typer.Exit(Exit.PROBLEM)
+
+
+def _verify_one(name: str, tools: Tools, wishes: stamp.Wishes, *, as_json: bool) -> verification.Report:
+    if name.endswith(".sif"):
+        done = stamp.verify_file(Path(name), tools, wishes)
+    else:
+        done = stamp.verify_image(name, tools, wishes)
+    if not as_json:
+        out_console().print(verification.render_table(done.report))
+    tools.progress.note(f"report: {done.directory / 'report.json'}, {done.directory / 'junit.xml'}")
+    return done.report

@@ -1,0 +1,122 @@
+"""What is asked of a spec, and what was found: the words that rules, commands and tests share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from sifkit.compat.tables import LlamaFactoryRelease, Tables, TorchBuild
+from sifkit.model import ImageSpec, Lock, Site
+from sifkit.tables import KnownBase, known_bases
+
+
+class Severity(str, Enum):
+    """ERROR stops; WARNING is said; UNKNOWN means that no row of the tables knows, and nothing is concluded."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that does not fit, or that nobody knows to fit."""
+
+    rule: str  # a stable name: driver-too-old
+    severity: Severity
+    subject: str  # what of the wish it is about: "driver 550.54", "V100", "extra deepspeed"
+    message: str
+    fix: str
+    source: str  # where the fact was read
+
+    @property
+    def text(self) -> str:
+        """What, by which rule, and where the first of its facts was read."""
+        return f"{self.message} [{self.rule}; {self.source.split()[0].rstrip(';') if '://' in self.source else self.source}]"
+
+
+def errors(findings: Iterable[Finding]) -> list[Finding]:
+    """Those that stop."""
+    return [found for found in findings if found.severity is Severity.ERROR]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the image must run: the spec's own words, else the site's."""
+
+    gpus: tuple[str, ...] = ()
+    driver: str | None = None
+
+    @classmethod
+    def of(cls, spec: ImageSpec, site: Site) -> Target:
+        """A spec that names its GPUs is not for all those of the site."""
+        return cls(spec.gpu or site.gpu.models, spec.driver or site.gpu.driver)
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A package of which one version was chosen."""
+
+    name: str
+    version: str | None
+    file: str  # of the wheel, "" where none was chosen yet
+    origin: str  # "packages: vllm==0.11.0", "the lock"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A spec, where it must run, what is known; and its lock, when there is one."""
+
+    spec: ImageSpec
+    target: Target
+    tables: Tables
+    lock: Lock | None = None
+
+    @cached_property
+    def build(self) -> TorchBuild | None:
+        """The row of this torch for this CUDA."""
+        return self.tables.build(self.spec.torch.version, self.spec.torch.cuda)
+
+    @cached_property
+    def llamafactory(self) -> LlamaFactoryRelease | None:
+        """The row of this LLaMA-Factory."""
+        return self.tables.llamafactory(self.spec.llamafactory.version)
+
+    @cached_property
+    def base(self) -> KnownBase | None:
+        """The operating system's row, for a base that is a known name."""
+        return known_bases().get(self.spec.base) if isinstance(self.spec.base, str) else None
+
+    @cached_property
+    def pinned(self) -> dict[str, Pinned]:
+        """Packages of which the version is known: every one in the lock, else those that the spec pins."""
+        if self.lock is not None:
+            return {p.name: Pinned(p.name, p.version, p.file, "the lock") for p in self.lock.packages}
+        found = [_pinned(text) for text in self.spec.packages]
+        return {pin.name: pin for pin in found if pin}
+
+    @property
+    def torch_words(self) -> str:
+        """As people say it."""
+        return f"torch {self.spec.torch.version} for CUDA {self.spec.torch.cuda}"
+
+
+def _pinned(text: str) -> Pinned | None:
+    """A requirement of the spec; its version where it is pinned, or where it is a file with a name that says it."""
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:
+        return None
+    name, file = canonicalize_name(requirement.name), (requirement.url or "").rpartition("/")[2].partition("#")[0]
+    pins = [
+        part.version for part in requirement.specifier if part.operator in ("==", "===") and "*" not in part.version
+    ]
+    from_file = re.match(r"[^-]+-([^-]+)-", file.replace("%2B", "+"))
+    version = pins[0] if pins else from_file[1] if from_file else None
+    return Pinned(name, version, file.replace("%2B", "+"), f"packages: {text}")

@@ -1,0 +1,160 @@
+"""Rules between an image and the machines it must run on: driver, GPUs, C library, Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from packaging.version import Version
+
+from sifkit.compat.findings import Finding, Question, Severity
+from sifkit.compat.tables import GpuModel, TorchBuild, has_kernels
+from sifkit.tables import known_bases
+
+
+def known_build(question: Question) -> Iterator[Finding]:
+    """torch's build for this CUDA has a row; without one nothing is known of its GPUs, and nothing is refused."""
+    if question.build:
+        return
+    torch = question.spec.torch
+    others = [row for row in question.tables.builds if row.version == torch.version]
+    if others:
+        has = ", ".join(row.cuda for row in others)
+        message = f"no row knows torch {torch.version} for CUDA {torch.cuda}; its build on the package index has {has}"
+    else:
+        message = f"no row knows torch {torch.version}: torchvision and torchaudio are the resolver's choice"
+    fix = "read the index again: sifkit compat update; or take a torch that is known"
+    yield Finding(
+        "torch-unknown", Severity.UNKNOWN, question.torch_words, message, fix, "definitions/compat/torch.yaml"
+    )
+
+
+def torch_python(question: Question) -> Iterator[Finding]:
+    """torch has a wheel for the image's Python."""
+    build, python = question.build, question.spec.python
+    if build is None or python in build.pythons:
+        return
+    bases = [name for name, base in known_bases().items() if base.python in build.pythons]
+    other = _newest(question, lambda row: python in row.pythons)
+    yield Finding(
+        "torch-python",
+        Severity.ERROR,
+        f"Python {python}",
+        f"torch {build.version} has wheels for Python {build.pythons[0]} to {build.pythons[-1]}, not {python}",
+        f"base: {bases[-1] if bases else '…'} with its Python{_or(other)}",
+        build.source[0],
+    )
+
+
+def torch_glibc(question: Question) -> Iterator[Finding]:
+    """The base's C library has the symbols that torch needs."""
+    build, base = question.build, question.base
+    if build is None or base is None or Version(base.glibc) >= Version(build.glibc):
+        return
+    newer = [name for name, other in known_bases().items() if Version(other.glibc) >= Version(build.glibc)]
+    yield Finding(
+        "glibc-too-old",
+        Severity.ERROR,
+        f"base {question.spec.base}",
+        f"torch {build.version} needs glibc {build.glibc}, {question.spec.base} has {base.glibc}",
+        f"base: {', '.join(newer) or 'a newer one'}",
+        build.source[0],
+    )
+
+
+def driver(question: Question) -> Iterator[Finding]:
+    """The driver starts this CUDA at all, by minor-version compatibility."""
+    given, cuda = question.target.driver, question.spec.torch.cuda
+    if given is None:
+        return
+    oldest = question.tables.oldest_driver(cuda)
+    if oldest is None:
+        message, fix = f"no row knows which driver CUDA {cuda} needs", "add it to definitions/compat/cuda.yaml"
+        yield Finding("cuda-unknown", Severity.UNKNOWN, f"CUDA {cuda}", message, fix, "definitions/compat/cuda.yaml")
+    elif Version(given) < Version(oldest):
+        other = _newest(question, lambda row: _starts(question, row, given))
+        row = question.tables.cuda(cuda) or question.tables.cuda_majors()[Version(cuda).major]
+        yield Finding(
+            "driver-too-old",
+            Severity.ERROR,
+            f"driver {given}",
+            f"CUDA {cuda} needs driver {oldest} or newer, not {given}",
+            f"driver {oldest} or newer{_or(other)}",
+            row.source,
+        )
+
+
+def gpus(question: Question) -> Iterator[Finding]:
+    """torch has kernels for every GPU."""
+    for name in question.target.gpus:
+        gpu = question.tables.gpu(name)
+        if gpu is None:
+            message = f"GPU {name!r} is in no row: whether torch has kernels for it is not known"
+            hint = question.tables.nearest_gpu(name)
+            yield Finding("gpu-unknown", Severity.UNKNOWN, name, message, hint, "definitions/compat/gpus.yaml")
+        elif gpu.arm:
+            message = f"{name} comes with an Arm CPU; images are built for x86-64"
+            yield Finding("gpu-on-arm", Severity.ERROR, name, message, f"leave {name} out", gpu.source)
+        elif question.build and not has_kernels(question.build.architectures, gpu.pair):
+            yield _without_kernels(question, question.build, name, gpu)
+
+
+def _without_kernels(question: Question, build: TorchBuild, name: str, gpu: GpuModel) -> Finding:
+    row = question.tables.cuda(build.cuda)
+    floor, ceiling = (Version(edge) for edge in row.capabilities) if row else (Version("0"), Version("99"))
+    wanted, listed = f"sm_{gpu.capability.replace('.', '')}", " ".join(build.architectures)
+    if Version(gpu.capability) < floor:
+        reason = f"CUDA {build.cuda} dropped it"
+    elif Version(gpu.capability) > ceiling:
+        reason = f"CUDA {build.cuda} is older than this GPU"
+    else:
+        reason = f"this build has {listed}"
+    other = _newest(question, lambda row: has_kernels(row.architectures, gpu.pair))
+    return Finding(
+        "gpu-without-kernels",
+        Severity.ERROR,
+        name,
+        f"{question.torch_words} has no kernels for {name} ({wanted}): {reason}",
+        f"take {other}, or leave {name} out"
+        if other
+        else f"leave {name} out: no torch in the tables has kernels for it",
+        build.source[0],
+    )
+
+
+def gpu_driver(question: Question) -> Iterator[Finding]:
+    """Code compiled at run time (PTX) needs the toolkit's own driver: said where a GPU has no kernels of its own."""
+    given, build = question.target.driver, question.build
+    row = question.tables.cuda(question.spec.torch.cuda)
+    if given is None or build is None or row is None or Version(given) >= Version(row.toolkit_driver):
+        return
+    binaries = tuple(name for name in build.architectures if name.startswith("sm_"))
+    for name in question.target.gpus:
+        gpu = question.tables.gpu(name)
+        if gpu and has_kernels(build.architectures, gpu.pair) and not has_kernels(binaries, gpu.pair):
+            message = f"{name} runs {question.torch_words} through PTX, which driver {given} cannot compile"
+            fix = f"driver {row.toolkit_driver} or newer"
+            yield Finding("driver-without-ptx", Severity.ERROR, f"driver {given}", message, fix, row.source)
+
+
+def _starts(question: Question, build: TorchBuild, given: str) -> bool:
+    oldest = question.tables.oldest_driver(build.cuda)
+    return oldest is not None and Version(given) >= Version(oldest)
+
+
+def _newest(question: Question, fits: Callable[[TorchBuild], bool]) -> str:
+    """The newest other torch for which something holds and that this LLaMA-Factory takes; empty if there is none."""
+    llamafactory = question.llamafactory
+    allowed = llamafactory.specifiers("torch") if llamafactory else None
+    rows = [
+        row
+        for row in question.tables.builds
+        if fits(row) and row.torchaudio and (allowed is None or row.version in allowed)
+    ]
+    return f"torch {rows[-1].version} (CUDA {rows[-1].cuda})" if rows else ""
+
+
+def _or(other: str) -> str:
+    return f"; or {other}" if other else ""
+
+
+RULES = (known_build, torch_python, torch_glibc, driver, gpus, gpu_driver)
