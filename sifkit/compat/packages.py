@@ -112,6 +112,21 @@ def llamafactory_ranges(question: Question) -> Iterator[Finding]:
                 break
 
 
+def llamafactory_optional(question: Question) -> Iterator[Finding]:
+    """What is tied to torch lies in the ranges that LLaMA-Factory checks where it uses it."""
+    row = question.llamafactory
+    for name in dict.fromkeys(release.name for release in question.tables.tied):
+        pin = question.pinned.get(name)
+        asked = [found for found in (row.extra(name) if row else ()) if canonicalize_name(found.name) == name]
+        wrong = [found for found in asked if pin and pin.version and pin.version not in found.specifier]
+        if row and pin and wrong:
+            message = f"LLaMA-Factory {row.version} takes {wrong[0]}, {pin.origin} has {pin.version}"
+            fix = " and ".join(dict.fromkeys(str(found) for found in asked))
+            yield Finding(
+                "llamafactory-optional", Severity.ERROR, f"{name} {pin.version}", message, fix, row.source[-1]
+            )
+
+
 def _specifier(texts: tuple[str, ...], name: str) -> SpecifierSet | None:
     found = [Requirement(text) for text in texts]
     return next((r.specifier for r in found if canonicalize_name(r.name) == name), None)
@@ -352,6 +367,7 @@ RULES = (
     llamafactory_known,
     llamafactory_python,
     llamafactory_ranges,
+    llamafactory_optional,
     pairs,
     tied,
     tied_extras,
