@@ -25,6 +25,7 @@ _PACKAGE = re.compile(
     re.MULTILINE,
 )
 _HEAD_LINES = 3
+CONSTRAINTS = "constraints.txt"  # beside the requirements, for the time of a resolution
 _COUNT = re.compile(r"^# \S+: ([0-9]{1,6}) packages,")
 _INPUTS = re.compile(r"^# inputs: ([0-9a-f]{64})$", re.MULTILINE)
 
@@ -89,6 +90,7 @@ def make_lock(spec: ImageSpec, wanted: Resolution, site: Site, runner: Runner) -
     with tempfile.TemporaryDirectory(prefix="sifkit-lock-") as scratch:
         requirements = Path(scratch, "requirements.in")
         requirements.write_text("\n".join(wanted.requirements) + "\n")
+        requirements.with_name(CONSTRAINTS).write_text("\n".join(wanted.constraints) + "\n")
         output = Path(scratch, "pylock.toml")
         command = Command(tuple(uv_command(wanted, site, requirements, output)))
         result = runner.run(command, check=False)
@@ -107,6 +109,8 @@ def uv_command(wanted: Resolution, site: Site, requirements: Path, output: Path)
     argv += ["--format", "pylock.toml", "--no-config", "--no-python-downloads"]
     argv += ["--python-version", wanted.python, "--python-platform", wanted.platform]
     argv += ["--only-binary", ":all:"]
+    if wanted.constraints:
+        argv += ["--constraints", str(requirements.with_name(CONSTRAINTS))]
     for name in wanted.sdists:
         argv += ["--no-binary", name]
     if index.wheelhouse:

@@ -296,12 +296,14 @@ class Resolution:
     platform: str
     sdists: tuple[str, ...]
     torch_backend: str | None  # cu126 and the like, when the package index's own torch is for another CUDA
+    constraints: tuple[str, ...] = ()  # which releases to keep clear of, where a package is needed at all
     apt: tuple[str, ...] = ()  # Debian packages that extras need
     cuda_home: str | None = None  # directory of nvcc below site-packages, where an extra compiles
 
     def digest(self) -> str:
         """Identity of what a lock depends on; a lock carries it, so that a stale one is known without a resolver."""
-        return digest_of([self.requirements, self.python, self.platform, self.sdists, self.torch_backend])
+        parts = [self.requirements, self.python, self.platform, self.sdists, self.torch_backend, self.constraints]
+        return digest_of(parts)
 
 
 @dataclass(frozen=True)

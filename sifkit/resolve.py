@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sifkit.compat.findings import Question, Target
+from sifkit.compat.packages import constraints
 from sifkit.compat.tables import Tables, TorchBuild
 from sifkit.errors import UsageError
 from sifkit.model import Base, Debootstrap, DockerBase, ImageBase, ImageSpec, Resolution, Site, digest_of
@@ -46,6 +48,7 @@ def resolution(spec: ImageSpec, tables: Tables) -> Resolution:
         platform=platform_of(spec),
         sdists=tuple(sorted({*(row.name for row in known_sdists()), *spec.sdists})),
         torch_backend=_backend(spec, default),
+        constraints=constraints(Question(spec, Target(), tables)),
     )
 
 

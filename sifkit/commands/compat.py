@@ -48,7 +48,8 @@ def update(
     site, environ = tools.site, tools.environ
     url = site.python_index.url or environ.get("UV_DEFAULT_INDEX") or environ.get("PIP_INDEX_URL") or DEFAULT_INDEX
     others = updating.torch_index(site.python_index.torch_url, tuple(cuda or ()))
-    texts = updating.read_all(Index(url, ca_bundle(site, environ)), others, tools.progress)
+    with Index(url, ca_bundle(site, environ)) as index:
+        texts = updating.read_all(index, others, tools.progress)
     changed = updating.changed(tools.project.compat, texts)
     if not check:
         updating.write(tools.project.compat, texts)

@@ -60,25 +60,24 @@ class _Candidate:
 
 def choose(wish: ImageWish, tables: Tables) -> Choice:
     """The newest set that fits. Raises `ProblemFound` with the smallest change when nothing does."""
-    candidates = tuple(_candidates(wish, tables))
-    if not candidates:
+    if not tables.llamafactories or not tables.builds:
         raise UsageError("there is nothing to choose from: the tables are empty", "run: sifkit compat update")
-    fitting = [found for found in candidates if not found.violated and not found.impossible]
-    if not fitting:
-        raise _impossible(candidates, tables)
-    best = max(fitting, key=lambda found: found.order)
-    same = [found for found in candidates if found.spec.llamafactory == best.spec.llamafactory]
-    findings = check(best.spec, Target(wish.gpu, wish.driver), tables)
-    return Choice(best.spec, tuple(_limits(same, wish)), findings)
+    releases = _llamafactories(wish, tables)
+    for release in reversed(releases):
+        candidates = list(_candidates(wish, tables, release))
+        fitting = [found for found in candidates if not found.violated and not found.impossible]
+        if fitting:
+            best = max(fitting, key=lambda found: found.order)
+            findings = check(best.spec, Target(wish.gpu, wish.driver), tables)
+            return Choice(best.spec, tuple(_limits(candidates, wish)), findings)
+    raise _impossible([found for release in releases for found in _candidates(wish, tables, release)], tables)
 
 
 # ---------------------------------------------------------------------------------------------- candidates
 
 
-def _candidates(wish: ImageWish, tables: Tables) -> Iterator[_Candidate]:
-    for llamafactory, torch, (base, python) in product(
-        _llamafactories(wish, tables), _torches(wish, tables), _bases(wish)
-    ):
+def _candidates(wish: ImageWish, tables: Tables, llamafactory: LlamaFactory) -> Iterator[_Candidate]:
+    for torch, (base, python) in product(_torches(wish, tables), _bases(wish)):
         yield _candidate(wish, tables, llamafactory, torch, base, python)
 
 
@@ -220,13 +219,26 @@ def _impossible(candidates: Iterable[_Candidate], tables: Tables) -> ProblemFoun
         said = "\n".join(dict.fromkeys(f"- {error.text}" for found in candidates for error in found.errors[:1]))
         return ProblemFound(f"nothing fits:\n{said}", "take a base or a LLaMA-Factory that the tables know")
     fewest = min(len(found.violated) for found in possible)
-    best: dict[frozenset[str], _Candidate] = {}
-    for found in sorted((found for found in possible if len(found.violated) == fewest), key=lambda found: found.order):
-        best[found.violated] = found
-    ways = sorted(best.values(), key=lambda found: found.order, reverse=True)[:MOST_CHANGES]
+    least = [found for found in possible if len(found.violated) == fewest]
+    best = [
+        _easiest([found for found in least if found.violated == words], tables) for words in {f.violated for f in least}
+    ]
+    ways = sorted(best, key=lambda found: found.order, reverse=True)[:MOST_CHANGES]
     reasons = dict.fromkeys(f"- {error.text}" for found in ways for error in found.errors)
     message = "no set fits everything that is asked for:\n" + "\n".join(reasons or ["- the pins contradict each other"])
     return ProblemFound(message, "the smallest change is one of:\n" + "\n".join(_way(found, tables) for found in ways))
+
+
+def _easiest(candidates: list[_Candidate], tables: Tables) -> _Candidate:
+    """The newest; where the driver has to be newer, the newest of those that ask for the oldest such driver."""
+
+    def needs(found: _Candidate) -> Version:
+        return Version(tables.oldest_driver(found.spec.torch.cuda) or "0")
+
+    if any(word.startswith("driver ") for word in candidates[0].violated):
+        lowest = min(needs(found) for found in candidates)
+        candidates = [found for found in candidates if needs(found) == lowest]
+    return max(candidates, key=lambda found: found.order)
 
 
 def _way(found: _Candidate, tables: Tables) -> str:

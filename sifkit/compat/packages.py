@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from sifkit.compat.findings import Finding, Pinned, Question, Severity
-from sifkit.compat.tables import TiedRelease, TorchBuild
+from sifkit.compat.tables import Pair, TiedRelease, TorchBuild, overlap, requirement_of, specifier_of
 from sifkit.tables import known_extras
 
 COMPILER = ("gcc", "libc6-dev", "python3-dev")  # Triton builds a launcher for each kernel when it first runs
@@ -33,7 +32,7 @@ def torch_set(question: Question) -> Iterator[Finding]:
         if pin and pin.version and belongs and Version(pin.version).public != belongs:
             yield _of_another_torch(question, build, pin, f"=={belongs}")
     triton = question.pinned.get("triton")
-    if triton and triton.version and build.triton and triton.version not in SpecifierSet(build.triton):
+    if triton and triton.version and build.triton and triton.version not in specifier_of(build.triton):
         yield _of_another_torch(question, build, triton, build.triton)
 
 
@@ -83,7 +82,7 @@ def llamafactory_python(question: Question) -> Iterator[Finding]:
     if row is None:
         return
     subject = f"Python {python}"
-    if f"{python}.99" not in SpecifierSet(row.python):
+    if f"{python}.99" not in specifier_of(row.python):
         message = f"LLaMA-Factory {row.version} needs Python {row.python}, the image has {python}"
         fix = f"a base with Python {_fitting_pythons(row.python, row.pythons)}"
         yield Finding("llamafactory-python", Severity.ERROR, subject, message, fix, row.source[0])
@@ -94,7 +93,7 @@ def llamafactory_python(question: Question) -> Iterator[Finding]:
 
 
 def _fitting_pythons(specifier: str, pythons: tuple[str, ...]) -> str:
-    fitting = [python for python in pythons if f"{python}.99" in SpecifierSet(specifier)]
+    fitting = [python for python in pythons if f"{python}.99" in specifier_of(specifier)]
     return f"{fitting[0]} to {fitting[-1]}" if len(fitting) > 1 else "".join(fitting) or specifier
 
 
@@ -128,7 +127,7 @@ def llamafactory_optional(question: Question) -> Iterator[Finding]:
 
 
 def _specifier(texts: tuple[str, ...], name: str) -> SpecifierSet | None:
-    found = [Requirement(text) for text in texts]
+    found = [requirement_of(text) for text in texts]
     return next((r.specifier for r in found if canonicalize_name(r.name) == name), None)
 
 
@@ -147,37 +146,48 @@ def _outside(question: Question, pin: Pinned, kind: str, specifier: SpecifierSet
 
 
 def pairs(question: Question) -> Iterator[Finding]:
-    """Known pairs that resolvers accept and that fail."""
+    """Known pairs that resolvers accept and that fail: chosen already, or with no way around for the resolver."""
     for pair in question.tables.pairs:
-        pin = question.pinned.get(pair.package)
-        other = question.spec.torch.version if pair.other == "torch" else _version(question, pair.other)
-        if other is None or other in SpecifierSet(pair.needs):
+        have = version_of_other(question, pair)
+        if have is None or overlap(have, specifier_of(pair.needs)):
             continue
-        certain = (
-            pin.version in SpecifierSet(pair.versions)
-            if pin and pin.version
-            else _is_bound(question, pair.package, pair.versions)
-        )
+        pin = question.pinned.get(pair.package)
+        if pin and pin.version:
+            certain = pin.version in specifier_of(pair.versions)
+        else:
+            certain = question.lock is None and not _avoidable(question, pair)
         if certain:
+            other = f"{pair.other} {str(have).removeprefix('==')}"
             message = (
                 f"{pair.package} {pair.versions} works only with {pair.other} {pair.needs}, not {other}: {pair.symptom}"
             )
-            fix = f"{pair.other} {pair.needs}, or an older {pair.package}"
-            yield Finding("known-pair", Severity.ERROR, f"{pair.other} {other}", message, fix, pair.source)
+            fix = f"{pair.other}{pair.needs}, or {pair.package}{pair.instead}"
+            yield Finding("known-pair", Severity.ERROR, other, message, fix, pair.source)
 
 
-def _version(question: Question, name: str) -> str | None:
-    pin = question.pinned.get(name)
-    return pin.version if pin else None
+def version_of_other(question: Question, pair: Pair) -> SpecifierSet | None:
+    """What is known of the other package's version: a pin, or the range that LLaMA-Factory takes."""
+    if pair.other == "torch":
+        return SpecifierSet(f"=={question.spec.torch.version}")
+    pin = question.pinned.get(pair.other)
+    if pin and pin.version:
+        return SpecifierSet(f"=={pin.version}")
+    return question.llamafactory.specifiers(pair.other) if question.llamafactory else None
 
 
-def _is_bound(question: Question, package: str, versions: str) -> bool:
-    """Whether every version that LLaMA-Factory takes is one of `versions`: known before anything is resolved."""
+def _avoidable(question: Question, pair: Pair) -> bool:
     row = question.llamafactory
-    if row is None or question.lock is not None:
-        return False
-    lower = [part.version for part in row.specifiers(package) if part.operator in (">=", "==", "~=")]
-    return any(version in SpecifierSet(versions) for version in lower)
+    return row is None or overlap(row.specifiers(pair.package), specifier_of(pair.instead))
+
+
+def constraints(question: Question) -> tuple[str, ...]:
+    """What a resolver has to be told so that it keeps clear of the known pairs."""
+    told = []
+    for pair in question.tables.pairs:
+        have = version_of_other(question, pair)
+        if have is not None and not overlap(have, specifier_of(pair.needs)):
+            told.append(f"{pair.package}{pair.instead}")
+    return tuple(told)
 
 
 # ---------------------------------------------------------------------------------------------- tied to torch
@@ -217,7 +227,7 @@ def _fitting(question: Question, name: str) -> list[TiedRelease]:
         if release.wheel
         and release.fits(torch.version)
         and (not release.cuda or torch.cuda in release.cuda)
-        and f"{question.spec.python}.99" in SpecifierSet(release.python)
+        and f"{question.spec.python}.99" in specifier_of(release.python)
         and release.version in asked
         and _requirements_meet(question, release)
     ]
@@ -229,10 +239,8 @@ def _requirements_meet(question: Question, release: TiedRelease) -> bool:
     if row is None:
         return True
     for text in release.requires:
-        requirement = Requirement(text)
-        both = requirement.specifier & row.specifiers(canonicalize_name(requirement.name))
-        edges = [Version(part.version) for part in both if part.operator in (">=", "<=", "==", "~=")]
-        if edges and not any(both.contains(edge, prereleases=True) for edge in edges):
+        requirement = requirement_of(text)
+        if not overlap(requirement.specifier, row.specifiers(canonicalize_name(requirement.name))):
             return False
     return True
 

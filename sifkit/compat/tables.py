@@ -32,6 +32,18 @@ Capability = tuple[int, int]
 CapabilityText = Annotated[str, StringConstraints(pattern=r"^\d+\.\d$")]
 
 
+@cache
+def requirement_of(text: str) -> Requirement:
+    """A requirement, parsed once: rules look at the same few hundred again and again. Not to be changed."""
+    return Requirement(text)
+
+
+@cache
+def specifier_of(text: str) -> SpecifierSet:
+    """A specifier, parsed once."""
+    return SpecifierSet(text)
+
+
 class TorchBuild(Strict):
     """One build of torch for Linux on x86-64, and what belongs to it."""
 
@@ -99,16 +111,16 @@ class LlamaFactoryRelease(Strict):
         """Everything that metadata and the check at start ask of `package`, together."""
         found = SpecifierSet()
         for text in (*self.requires, *self.runtime):
-            requirement = Requirement(text)
+            requirement = requirement_of(text)
             if canonicalize_name(requirement.name) == package and _applies(requirement):
                 found &= requirement.specifier
         return found
 
     def extra(self, name: str) -> tuple[Requirement, ...]:
         """What this release asks of the packages of an extra; its own checks at use count too."""
-        asked = [Requirement(text) for text in self.extras.get(name, ())]
+        asked = [requirement_of(text) for text in self.extras.get(name, ())]
         names = {canonicalize_name(requirement.name) for requirement in asked} or {canonicalize_name(name)}
-        checked = [Requirement(text) for text in self.optional]
+        checked = [requirement_of(text) for text in self.optional]
         return (*asked, *(found for found in checked if canonicalize_name(found.name) in names))
 
 
@@ -126,7 +138,7 @@ class TiedRelease(Strict):
 
     def fits(self, torch: str) -> bool:
         """Whether its metadata takes this torch."""
-        return SpecifierSet(self.torch).contains(torch, prereleases=True)
+        return specifier_of(self.torch).contains(torch, prereleases=True)
 
 
 class Pair(Strict):
@@ -136,6 +148,7 @@ class Pair(Strict):
     versions: str  # specifier: which releases of it
     other: str
     needs: str  # specifier: with which releases of the other they work
+    instead: str  # specifier: releases of the package that work with any
     symptom: str
     source: str
 
@@ -225,6 +238,14 @@ class Tables:
     def releases(self, package: str) -> tuple[TiedRelease, ...]:
         """All known releases of a package that is tied to torch, oldest first."""
         return tuple(row for row in self.tied if row.name == package)
+
+
+def overlap(one: SpecifierSet, other: SpecifierSet) -> bool:
+    """Whether some version may lie in both, as far as the versions that they name tell."""
+    both = one & other
+    named = [part.version.removesuffix(".*") for part in both if part.operator != "!="]
+    edges = [*named, *(f"{version}.1" for version in named), "0"]
+    return any(both.contains(edge, prereleases=True) for edge in edges)
 
 
 def normalised(model: str) -> str:

@@ -72,10 +72,10 @@ def torch_index(url: str | None, cudas: tuple[str, ...]) -> TorchIndex | None:
 def torch_builds(index: Index, others: TorchIndex | None, progress: Progress) -> list[TorchBuild]:
     """Every build of torch from OLDEST_TORCH on, with the torchvision and torchaudio that belong to it."""
     rows = _builds_on(index, "default", progress)
-    for cuda in others.cudas if others else ():
-        other = Index(others.url.format(cuda=f"cu{cuda.replace('.', '')}")) if others else index
-        other.session.verify = index.session.verify
-        rows += [row for row in _builds_on(other, "torch", progress) if row.cuda == cuda]
+    if others is not None:
+        for cuda in others.cudas:
+            with index.beside(others.url.format(cuda=f"cu{cuda.replace('.', '')}")) as other:
+                rows += [row for row in _builds_on(other, "torch", progress) if row.cuda == cuda]
     known: dict[tuple[str, str], TorchBuild] = {}
     for row in rows:
         known.setdefault((row.version, row.cuda), row)
@@ -97,18 +97,18 @@ def _torch_build(
     index: Index, kind: str, files: list[DistributionPackage], visions: list[Companion], audios: list[Companion]
 ) -> TorchBuild | None:
     """None for a build without CUDA."""
-    wheel = index.open(_one_of(files))
-    version = WheelName.parse(wheel.filename)
-    cuda = _python_constant(wheel.read("torch/version.py"), "cuda")
-    if not cuda or version is None:
-        return None
-    python_library = wheel.read("torch/lib/libtorch_python.so")
-    libraries = (Elf(python_library, wheel.filename), wheel.elf("torch/lib/libc10_cuda.so"))
-    triton = wheel.requirement("triton")
-    torch = Version(version.version.public)
+    with index.open(_one_of(files)) as wheel:
+        name = WheelName.parse(wheel.filename)
+        cuda = _python_constant(wheel.read("torch/version.py"), "cuda")
+        if not cuda or name is None:
+            return None
+        torch, python_library = Version(name.version.public), wheel.read("torch/lib/libtorch_python.so")
+        libraries = (Elf(python_library, wheel.filename), wheel.elf("torch/lib/libc10_cuda.so"))
+        triton, toolkit = wheel.requirement("triton"), wheel.requirement("cuda-toolkit")
+        filename = wheel.filename
     vision, audio = _belonging(visions, torch, cuda), _belonging(audios, torch, cuda)
-    nvcc, nvcc_wheel = _nvcc(index, wheel, cuda)
-    sources = [wheel.filename, *(found.filename for found in (vision, audio) if found), *([nvcc_wheel] if nvcc else [])]
+    nvcc, nvcc_wheel = _nvcc(index, toolkit, cuda)
+    sources = [filename, *(found.filename for found in (vision, audio) if found), *([nvcc_wheel] if nvcc else [])]
     return TorchBuild(
         version=str(torch),
         cuda=cuda,
@@ -117,7 +117,7 @@ def _torch_build(
         triton=str(triton.specifier) if triton else None,
         pythons=_pythons(files),
         glibc=max((library.glibc() for library in libraries), key=Version),
-        architectures=_architectures(python_library, wheel.filename),
+        architectures=_architectures(python_library, filename),
         cxx11_abi=b"__cxx11" in python_library,
         nvcc=nvcc,
         index="torch" if kind == "torch" else "default",
@@ -144,21 +144,20 @@ def _one_of(files: Sequence[DistributionPackage]) -> DistributionPackage:
     return next((file for file in reversed(files) if "-cp312-" in file.filename), files[-1])
 
 
-def _nvcc(index: Index, torch: Wheel, cuda: str) -> tuple[str | None, str]:
+def _nvcc(index: Index, toolkit: Requirement | None, cuda: str) -> tuple[str | None, str]:
     """A requirement that brings nvcc of torch's CUDA, where a wheel holds that program, and the wheel.
 
     From CUDA 13 on torch pins `cuda-toolkit`, whose extra names it. NVIDIA's wheels for CUDA 12 are called
     nvcc, too, but hold the assembler and the optimiser only.
     """
     major = Version(cuda).major
-    toolkit = torch.requirement("cuda-toolkit")
     project = "nvidia-cuda-nvcc" if toolkit else f"nvidia-cuda-nvcc-cu{major}"
     wheels = {v: files for v, files in index.wheels(project).items() if str(v).startswith(f"{cuda}.")}
     if not wheels:
         return None, ""
-    wheel = index.open(wheels[max(wheels)][-1])
-    if not any(name.endswith("/bin/nvcc") for name in wheel.names):
-        return None, ""
+    with index.open(wheels[max(wheels)][-1]) as wheel:
+        if not any(name.endswith("/bin/nvcc") for name in wheel.names):
+            return None, ""
     return f"cuda-toolkit[nvcc]{toolkit.specifier}" if toolkit else f"{project}=={cuda}.*", wheel.filename
 
 
@@ -178,7 +177,12 @@ class Companion:
 
 def _companions(index: Index, project: str, oldest: Version, progress: Progress) -> list[Companion]:
     wheels = {version: files for version, files in index.wheels(project).items() if version >= oldest}
-    return _each(project, sorted(wheels), lambda v: _companion(index.open(_one_of(wheels[v])), project), progress)
+
+    def read(version: Version) -> Companion:
+        with index.open(_one_of(wheels[version])) as wheel:
+            return _companion(wheel, project)
+
+    return _each(project, sorted(wheels), read, progress)
 
 
 def _companion(wheel: Wheel, project: str) -> Companion:
@@ -247,7 +251,8 @@ def llamafactory_releases(index: Index, progress: Progress) -> list[LlamaFactory
     archives = index.archives("llamafactory")
 
     def read(version: Version) -> LlamaFactoryRelease:
-        return _llamafactory(index, index.open(wheels[version][0]), version, archives.get(version))
+        with index.open(wheels[version][0]) as wheel:
+            return _llamafactory(index, wheel, version, archives.get(version))
 
     return _each("llamafactory", sorted(wheels), read, progress)
 
@@ -340,7 +345,8 @@ def _tied(index: Index, project: str, oldest: Version, progress: Progress) -> li
         if version not in wheels:
             name = archives[version].filename
             return TiedRelease(name=project, version=str(version), wheel=False, source=name)
-        return _tied_wheel(project, version, index.open(wheels[version][-1]))
+        with index.open(wheels[version][-1]) as wheel:
+            return _tied_wheel(project, version, wheel)
 
     return _each(project, versions, read, progress)
 

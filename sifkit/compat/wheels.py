@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import requests
@@ -87,10 +87,15 @@ class Index:
         self.session.mount("https://", retry)
         self.session.mount("http://", retry)
         self._client = PyPISimple(url, session=self.session)
+        self._files: dict[str, list[DistributionPackage]] = {}
 
-    @cache  # noqa: B019 - an index lives as long as the command
     def files(self, project: str) -> list[DistributionPackage]:
-        """Every file of a project that was not withdrawn; none when the index has no such project."""
+        """Every file of a project that was not withdrawn, asked for once; none when there is no such project."""
+        if project not in self._files:
+            self._files[project] = self._ask(project)
+        return self._files[project]
+
+    def _ask(self, project: str) -> list[DistributionPackage]:
         with _answers(self.url):
             try:
                 page = self._client.get_project_page(project, timeout=TIMEOUT)
@@ -98,7 +103,6 @@ class Index:
                 return []
         return [file for file in page.packages if not file.is_yanked]
 
-    @cache  # noqa: B019
     def wheels(self, project: str) -> dict[Version, list[DistributionPackage]]:
         """The wheels that run on Linux on x86-64, by version; those for free-threaded Pythons are left out."""
         found: dict[Version, list[DistributionPackage]] = {}
@@ -116,9 +120,25 @@ class Index:
                 found[Version(file.version)] = file
         return found
 
-    def open(self, file: DistributionPackage) -> Wheel:
+    @contextmanager
+    def open(self, file: DistributionPackage) -> Iterator[Wheel]:
         """A wheel to read from, without fetching all of it."""
-        return Wheel(file, self.session)
+        with _answers(file.url):
+            archive = RemoteZip(file.url, initial_buffer_size=TAIL_BYTES, session=self.session, timeout=TIMEOUT)
+        with archive:
+            yield Wheel(file, archive)
+
+    def beside(self, url: str) -> Index:
+        """Another index, read with the same certificates."""
+        other = Index(url)
+        other.session.verify = self.session.verify
+        return other
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.session.close()
 
     def archive_members(self, file: DistributionPackage, pattern: str) -> dict[str, str]:
         """Text files of a source archive whose path below its top directory matches `pattern`."""
@@ -137,11 +157,10 @@ class Index:
 class Wheel:
     """One wheel on an index."""
 
-    def __init__(self, file: DistributionPackage, session: requests.Session) -> None:
+    def __init__(self, file: DistributionPackage, archive: RemoteZip) -> None:
         self.filename = file.filename
         self._url = file.url
-        with _answers(file.url):
-            self._zip = RemoteZip(file.url, initial_buffer_size=TAIL_BYTES, session=session, timeout=TIMEOUT)
+        self._zip = archive
         self.names = frozenset(self._zip.namelist())
 
     def read(self, name: str) -> bytes:
@@ -210,7 +229,7 @@ class Elf:
             for auxiliary in auxiliaries
             if re.fullmatch(r"GLIBC_\d+(\.\d+)+", auxiliary.name)
         ]
-        return max(versions, key=Version, default="2.17")
+        return max([*versions, "2.17"], key=Version)
 
     def undefined(self) -> tuple[str, ...]:
         """Names of the symbols that it needs from elsewhere."""
