@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli
-from packaging.utils import canonicalize_name
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from sifkit.errors import CommandFailed, UsageError
 from sifkit.model import ImageSpec, Lock, LockedPackage, Resolution, Site
@@ -96,7 +97,7 @@ def make_lock(spec: ImageSpec, wanted: Resolution, site: Site, runner: Runner) -
         result = runner.run(command, check=False)
         if result.returncode != 0:
             raise refusal(spec, "\n".join(result.tail), result.returncode)
-        packages = locked_packages(tomli.loads(output.read_text()))
+        packages = locked_packages(tomli.loads(output.read_text()), wanted)
     return parse_lock(render_lock(spec, wanted, packages), f"{spec.name}.lock")
 
 
@@ -124,26 +125,47 @@ def uv_command(wanted: Resolution, site: Site, requirements: Path, output: Path)
     return argv
 
 
-def locked_packages(pylock: dict[str, Any]) -> list[LockedPackage]:
+def locked_packages(pylock: dict[str, Any], wanted: Resolution) -> list[LockedPackage]:
     """The one file of each package in uv's pylock.toml (PEP 751). Raises `UsageError` for one without a hash."""
-    packages = []
+    packages, order = [], _installers_order(wanted)
     for entry in pylock["packages"]:
-        files = entry.get("wheels") or [entry.get("sdist") or entry.get("archive") or {}]
-        file = files[0]
+        wheels = sorted(entry.get("wheels", ()), key=lambda wheel: _rank(_file_name(wheel), order))
+        file = wheels[0] if wheels else entry.get("sdist") or entry.get("archive") or {}
         sha256 = file.get("hashes", {}).get("sha256")
         if not sha256:
             raise UsageError(f"{entry['name']} {entry.get('version')}: the index gives no sha256", "use another index")
-        name = file.get("name") or (file.get("url") or file["path"]).rsplit("/", 1)[-1]
-        packages.append(
-            LockedPackage(
-                canonicalize_name(entry["name"]),
-                entry["version"],
-                name.replace("%2B", "+"),
-                file.get("size", 0),
-                sha256,
-            )
-        )
+        name = canonicalize_name(entry["name"])
+        packages.append(LockedPackage(name, entry["version"], _file_name(file), file.get("size", 0), sha256))
     return sorted(packages, key=lambda package: package.name)
+
+
+def _file_name(file: dict[str, Any]) -> str:
+    name: str = file.get("name") or (file.get("url") or file["path"]).rsplit("/", 1)[-1]
+    return name.replace("%2B", "+")
+
+
+def _installers_order(wanted: Resolution) -> dict[Tag, int]:
+    """The tags that the image's Python takes, best first, as installers rank them.
+
+    uv lists all wheels that fit, in no such order: soundfile has one for any platform, without the library that
+    the one for Linux brings.
+    """
+    major, minor = (int(part) for part in wanted.python.split("."))
+    glibc = int(wanted.platform.rpartition("_")[2])
+    aliases = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+    platforms = []
+    for version in range(glibc, 4, -1):
+        platforms += [f"manylinux_2_{version}_x86_64"]
+        platforms += [f"{aliases[version]}_x86_64"] if version in aliases else []
+    platforms += ["linux_x86_64"]
+    tags = cpython_tags((major, minor), [f"cp{major}{minor}"], platforms)
+    pure = compatible_tags((major, minor), f"cp{major}{minor}", platforms)
+    return {tag: place for place, tag in enumerate(dict.fromkeys((*tags, *pure)))}
+
+
+def _rank(filename: str, order: dict[Tag, int]) -> int:
+    _, _, _, tags = parse_wheel_filename(filename)
+    return min((order[tag] for tag in tags if tag in order), default=len(order))
 
 
 def render_lock(spec: ImageSpec, wanted: Resolution, packages: list[LockedPackage]) -> str:

@@ -23,6 +23,26 @@ CONFLICT = """\
 hint: something long"""
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ("soundfile-0.14.0-py2.py3-none-manylinux_2_28_x86_64.whl", "soundfile-0.14.0-py2.py3-none-any.whl"),
+        ("x-1-cp313-cp313-manylinux2014_x86_64.whl", "x-1-cp38-abi3-manylinux_2_28_x86_64.whl"),
+        ("x-1-cp313-cp313-manylinux_2_40_x86_64.whl", "x-1-cp313-cp313-manylinux1_x86_64.whl"),
+        ("x-1-py312-none-any.whl", "x-1-py310-none-any.whl"),
+        ("x-1-py3-none-any.whl", "x-1-pp310-pypy310_pp73-manylinux_2_28_x86_64.whl"),
+    ],
+)
+def test_of_several_wheels_the_one_is_locked_that_an_installer_would_take(
+    better: str, worse: str, turned: bool
+) -> None:
+    names = (worse, better) if turned else (better, worse)
+    wheels = [{"name": name, "url": f"x/{name}", "hashes": {"sha256": "0" * 64}} for name in names]
+    (package,) = lock.locked_packages({"packages": [{"name": "x", "version": "1", "wheels": wheels}]}, wanted())
+    assert package.file == better
+
+
 def test_what_is_written_is_read_back() -> None:
     spec = make_spec()
     text = lock.render_lock(spec, wanted(spec), [PACKAGE])
@@ -78,7 +98,7 @@ def test_states(tmp_path: Path) -> None:
 
 def test_the_one_file_of_each_package_is_taken() -> None:
     hashes = {"sha256": "b" * 64}
-    torch = {"url": "x/torch-2.9.1%2Bcu126.whl", "size": 5, "hashes": hashes}
+    torch = {"url": "x/torch-2.9.1%2Bcu126-cp313-cp313-linux_x86_64.whl", "size": 5, "hashes": hashes}
     jieba = {"url": "x/jieba-0.42.1.tar.gz", "size": 7, "hashes": hashes}
     pylock: dict[str, Any] = {
         "packages": [
@@ -86,16 +106,18 @@ def test_the_one_file_of_each_package_is_taken() -> None:
             {"name": "jieba", "version": "0.42.1", "sdist": jieba},
         ]
     }
-    assert lock.locked_packages(pylock) == [
+    assert lock.locked_packages(pylock, wanted()) == [
         LockedPackage("jieba", "0.42.1", "jieba-0.42.1.tar.gz", 7, "b" * 64),
-        LockedPackage("torch", "2.9.1+cu126", "torch-2.9.1+cu126.whl", 5, "b" * 64),
+        LockedPackage("torch", "2.9.1+cu126", "torch-2.9.1+cu126-cp313-cp313-linux_x86_64.whl", 5, "b" * 64),
     ]
 
 
 def test_an_index_without_hashes_is_refused() -> None:
-    pylock: dict[str, Any] = {"packages": [{"name": "torch", "version": "1", "wheels": [{"url": "x/t.whl"}]}]}
+    pylock: dict[str, Any] = {
+        "packages": [{"name": "torch", "version": "1", "wheels": [{"url": "x/torch-1-py3-none-any.whl"}]}]
+    }
     with pytest.raises(UsageError, match="no sha256"):
-        lock.locked_packages(pylock)
+        lock.locked_packages(pylock, wanted())
 
 
 def test_a_refusal_is_shortened_to_the_conflict_with_what_to_change() -> None:
