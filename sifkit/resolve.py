@@ -32,7 +32,7 @@ class HostBases:
 def resolution(spec: ImageSpec, tables: Tables) -> Resolution:
     """A torch that no row knows is left to the index. Raises `UsageError` for an extra or a Python that cannot be had."""
     check_python(spec)
-    extras = [_extra(name) for name in spec.extras]
+    extras = [extra_named(name) for name in spec.extras]
     build, default = tables.build(spec.torch.version, spec.torch.cuda), tables.default_build(spec.torch.version)
     packages = (
         *_torch_set(spec, build or default),
@@ -66,7 +66,8 @@ def _backend(spec: ImageSpec, default: TorchBuild | None) -> str | None:
     return f"cu{spec.torch.cuda.replace('.', '')}"
 
 
-def _extra(name: str) -> Extra:
+def extra_named(name: str) -> Extra:
+    """Raises `UsageError` with the nearest name for one that is not known."""
     extras = known_extras()
     if name not in extras:
         near = difflib.get_close_matches(name, extras, n=1)

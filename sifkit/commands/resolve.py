@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
@@ -29,6 +30,7 @@ from sifkit.compat.gate import as_json, say
 from sifkit.errors import UsageError
 from sifkit.execute import Tools
 from sifkit.model import ImageWish, TorchWish
+from sifkit.resolve import extra_named
 
 UNNAMED = "image"  # of a wish that is not written
 
@@ -56,6 +58,8 @@ def resolve(
     path = tools.project.spec_path(image_name(image, tools)) if image else None
     wish = _wish(path, upgrade=upgrade)
     wish = _with_options(wish, llamafactory, gpu, driver, torch, cuda, extra)
+    for name in wish.extras:
+        extra_named(name)
     choice = choose(_for_site(wish, tools), tools.tables)
     text = pins.with_pins(path.read_text(), choice.spec) if path and path.is_file() else pins.new_text(choice.spec)
     if path and not dry_run:
@@ -96,7 +100,12 @@ def _with_options(
         "extras": tuple(dict.fromkeys((*wish.extras, *(extras or ())))) or None,
     }
     values = wish.model_dump(by_alias=True, exclude_none=True)
-    return ImageWish.model_validate({**values, **{key: value for key, value in changes.items() if value is not None}})
+    given = {key: value for key, value in changes.items() if value is not None}
+    try:
+        return ImageWish.model_validate({**values, **given})
+    except ValidationError as error:
+        wrong = [f"--{problem['loc'][0]}: {problem['input']!r} is none" for problem in error.errors()]
+        raise UsageError("; ".join(wrong), "write versions as 0.9.5, drivers as 535.104, CUDA as 12.8") from None
 
 
 def _for_site(wish: ImageWish, tools: Tools) -> ImageWish:
