@@ -30,7 +30,7 @@ class HostBases:
 
 
 def resolution(spec: ImageSpec, tables: Tables) -> Resolution:
-    """A torch that no row knows is left to the index. Raises `UsageError` for an extra or a Python that cannot be had."""
+    """A torch that no row knows is left to the index. Raises `UsageError` for an extra or a Python that is not known."""
     check_python(spec)
     extras = [extra_named(name) for name in spec.extras]
     build, default = tables.build(spec.torch.version, spec.torch.cuda), tables.default_build(spec.torch.version)

@@ -22,8 +22,8 @@ from sifkit.commands.options import (
     print_json,
 )
 from sifkit.compat.tables import LlamaFactoryRelease, Tables
-from sifkit.listing import representatives
 from sifkit.errors import Exit
+from sifkit.listing import representatives
 from sifkit.site import ca_bundle
 
 app = typer.Typer(help="What fits what: torch, CUDA, drivers, GPUs, LLaMA-Factory.", no_args_is_help=True)

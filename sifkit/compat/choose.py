@@ -1,4 +1,4 @@
-"""Choosing pins: the newest set that fits what the user knows, what limited it, and the smallest change where none does.
+"""Choosing pins: the newest set that fits what the user knows, what limited it, and what to change where none does.
 
 Every release of LLaMA-Factory, build of torch and known base makes a candidate. A candidate is judged by the rules of
 `check`, and violates those of the user's words that its findings name, or that it does not keep. One that violates

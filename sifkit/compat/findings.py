@@ -38,7 +38,8 @@ class Finding:
     @property
     def text(self) -> str:
         """What, by which rule, and where the first of its facts was read."""
-        return f"{self.message} [{self.rule}; {self.source.split()[0].rstrip(';') if '://' in self.source else self.source}]"
+        source = self.source.split()[0] if self.source.startswith("http") else self.source
+        return f"{self.message} [{self.rule}; {source}]"
 
 
 def errors(findings: Iterable[Finding]) -> list[Finding]:

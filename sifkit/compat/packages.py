@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from sifkit.compat.findings import Finding, Pinned, Question, Severity
 from sifkit.compat.tables import Pair, TiedRelease, TorchBuild, overlap, requirement_of, specifier_of
-from sifkit.tables import known_extras
+from sifkit.tables import known_bases, known_extras
 
 COMPILER = ("gcc", "libc6-dev", "python3-dev")  # Triton builds a launcher for each kernel when it first runs
 _FLASH_ATTN_TAG = re.compile(
@@ -82,19 +82,22 @@ def llamafactory_python(question: Question) -> Iterator[Finding]:
     if row is None:
         return
     subject = f"Python {python}"
+    fix = f"a base with Python {_fitting_pythons(row.python, row.pythons)}"
     if f"{python}.99" not in specifier_of(row.python):
         message = f"LLaMA-Factory {row.version} needs Python {row.python}, the image has {python}"
-        fix = f"a base with Python {_fitting_pythons(row.python, row.pythons)}"
         yield Finding("llamafactory-python", Severity.ERROR, subject, message, fix, row.source[0])
     elif python not in row.pythons:
-        message = f"LLaMA-Factory {row.version} asks for releases (numpy<2 and the like) that have no wheel for Python {python}"
-        fix = f"a base with Python {_fitting_pythons(row.python, row.pythons)}: debian-bookworm has 3.11, ubuntu-noble 3.12"
+        message = (
+            f"LLaMA-Factory {row.version} asks for releases (numpy<2 and the like) without a wheel for Python {python}"
+        )
         yield Finding("llamafactory-python", Severity.ERROR, subject, message, fix, row.source[0])
 
 
 def _fitting_pythons(specifier: str, pythons: tuple[str, ...]) -> str:
     fitting = [python for python in pythons if f"{python}.99" in specifier_of(specifier)]
-    return f"{fitting[0]} to {fitting[-1]}" if len(fitting) > 1 else "".join(fitting) or specifier
+    bases = [f"{name} has {base.python}" for name, base in known_bases().items() if base.python in fitting]
+    shown = f"{fitting[0]} to {fitting[-1]}" if len(fitting) > 1 else "".join(fitting) or specifier
+    return f"{shown} ({', '.join(bases)})" if bases else shown
 
 
 def llamafactory_ranges(question: Question) -> Iterator[Finding]:
@@ -272,7 +275,8 @@ def _no_wheel(question: Question, extra: str) -> Finding:
         other = Question(question.spec.model_copy(update={"torch": torch}), question.target, question.tables)
         if build.torchaudio and (found := _fitting(other, extra)):
             others.append(f"torch {build.version} (CUDA {build.cuda}) with {extra} {found[-1].version}")
-    message = f"no release of {extra} that LLaMA-Factory {question.spec.llamafactory.version} takes has a wheel for {question.torch_words}"
+    release = question.spec.llamafactory.version
+    message = f"no {extra} that LLaMA-Factory {release} takes has a wheel for {question.torch_words}"
     fix = f"take {'; or '.join(others[:3])}" if others else f"leave {extra} out"
     source = question.tables.releases(extra)[-1].source
     return Finding("extra-without-wheel", Severity.ERROR, f"extra {extra}", message, fix, source)

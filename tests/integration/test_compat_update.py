@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -52,8 +52,9 @@ def index(tmp_path: Path) -> Path:
     add_wheel(directory, "numpy==1.26.4", LINUX)
     add_wheel(directory, "numpy==2.2.0", "cp313-cp313-manylinux_2_28_x86_64")
     add_wheel(directory, "peft==0.18.1", "py3-none-any")
-    add_wheel(directory, "bitsandbytes==0.60.0", "py3-none-manylinux_2_24_x86_64", ("torch<3,>=2.4",),
-              files={"bitsandbytes/libbitsandbytes_cuda137.so": "x", "bitsandbytes/libbitsandbytes_cpu.so": "x"})  # fmt: skip
+    libraries = dict.fromkeys(("bitsandbytes/libbitsandbytes_cuda137.so", "bitsandbytes/libbitsandbytes_cpu.so"), "x")
+    tags = "py3-none-manylinux_2_24_x86_64"
+    add_wheel(directory, "bitsandbytes==0.60.0", tags, ("torch<3,>=2.4",), files=libraries)
     return directory
 
 
@@ -68,7 +69,7 @@ def elsewhere():
 
 
 def add_torch(directory: Path, scratch: Path, cuda: str, architectures: str, version: str = "2.99.0") -> None:
-    source = f'#include <string.h>\nconst char *flags = "{architectures}"; void _ZNSt7__cxx11f(void) {{ }} int n(char *p) {{ return strlen(p); }}'
+    source = f'const char *flags = "{architectures}"; void _ZNSt7__cxx11f(void) {{ }}'
     library = shared_object(scratch / f"torch{cuda}", source)
     files = {
         "torch/version.py": f"from typing import Optional\ncuda: Optional[str] = '{cuda}'\n",
@@ -182,7 +183,7 @@ def test_wheel_names(filename: str, pythons: tuple[str, ...], runs_on: str, linu
 class Few(Index):
     """The real index, as if it held one release of each project."""
 
-    only = {
+    only: ClassVar = {
         "torch": "2.9.1",
         "torchvision": "0.24.1",
         "torchaudio": "2.9.1",
