@@ -5,28 +5,23 @@ One container start collects facts (probes/image.py); everything here judges the
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 from packaging.utils import canonicalize_name
 
 from sifkit.causes import find_cause
 from sifkit.errors import UsageError
-from sifkit.model import Lock, Strict
+from sifkit.model import Lock
 from sifkit.verify.checks import Check, Level, failed, failed_because, not_run, passed, timed, warned
+from sifkit.verify.elf import ElfFacts, judge_elf, parse_elf
 from sifkit.verify.gpus import capability_of, has_kernels
-from sifkit.yamlfile import load
 
 # What installs packages is not part of what is locked.
 _INSTALLERS = {"pip", "uv", "setuptools", "wheel"}
 
 MODULES = ("torch", "torchvision", "torchaudio", "llamafactory.train.tuner")
-
-_OPTIONAL = Path(__file__).parent.parent / "data" / "optional_libraries.yaml"
 
 
 # ---------------------------------------------------------------------------------------------- facts
@@ -38,15 +33,6 @@ class Distribution:
 
     name: str
     version: str
-
-
-@dataclass(frozen=True)
-class SharedObject:
-    """An ELF file of the Python environment and the sonames that it needs."""
-
-    path: str
-    needed: tuple[str, ...]
-    broken: str | None  # why its headers could not be read
 
 
 @dataclass(frozen=True)
@@ -74,15 +60,13 @@ class ImageFacts:
     python: str
     user_site: bool
     distributions: tuple[Distribution, ...]
-    objects: tuple[SharedObject, ...]
-    libraries: frozenset[str]  # every name under which the loader can find a library
+    elf: ElfFacts
     compiler: Compiler
     imports: tuple[Import, ...]
     importing: str | None  # the import during which the interpreter died
     outside: tuple[tuple[str, str], ...]  # modules loaded from outside the image, and their files
     torch_cuda: str | None
     architectures: tuple[str, ...]
-    objects_seconds: float
 
     def version_of(self, name: str) -> str | None:
         """The installed version of a package, by its normalised name."""
@@ -92,6 +76,7 @@ class ImageFacts:
 def parse_facts(answer: dict[str, Any]) -> ImageFacts:
     """The probe's JSON as facts. A missing key is a bug of the probe: KeyError."""
     compiler = answer["compiler"]
+    elf = parse_elf(answer["elf"])
     return ImageFacts(
         python=answer["python"],
         user_site=answer["user_site"],
@@ -101,15 +86,13 @@ def parse_facts(answer: dict[str, Any]) -> ImageFacts:
                 key=lambda found: found.name,
             )
         ),
-        objects=tuple(SharedObject(o["path"], tuple(o["needed"]), o.get("broken")) for o in answer["objects"]),
-        libraries=frozenset(answer["libraries"]),
+        elf=elf,
         compiler=Compiler(compiler["program"], compiler["works"], compiler["said"]),
         imports=tuple(Import(i["module"], i["seconds"], i["error"]) for i in answer["imports"]),
         importing=answer.get("importing"),
         outside=tuple((o["module"], o["file"]) for o in answer["outside"]),
-        torch_cuda=answer.get("torch_cuda"),
-        architectures=tuple(answer.get("architectures", ())),
-        objects_seconds=answer["objects_seconds"],
+        torch_cuda=elf.torch.cuda if elf.torch else None,
+        architectures=elf.torch.architectures if elf.torch else (),
     )
 
 
@@ -120,7 +103,7 @@ def judge_static(facts: ImageFacts, lock: Lock | None, gpu_models: tuple[str, ..
     """Every check of the level, in the order in which a person would want to read them."""
     return (
         judge_packages(facts.distributions, lock),
-        judge_libraries(facts),
+        *judge_elf(facts.elf),
         *judge_imports(facts),
         judge_origin(facts),
         judge_architectures(facts.architectures, facts.torch_cuda, gpu_models),
@@ -157,88 +140,6 @@ def judge_packages(installed: Iterable[Distribution], lock: Lock | None) -> Chec
 def _few(things: list[str], most: int = 6) -> str:
     more = f" and {len(things) - most} more" if len(things) > most else ""
     return ", ".join(things[:most]) + more
-
-
-class OptionalLibrary(Strict):
-    """A library that may be missing; patterns are those of fnmatch."""
-
-    library: str
-    needed_by: str
-    reason: str
-    source: str
-
-
-class OptionalLibraries(Strict):
-    """data/optional_libraries.yaml."""
-
-    libraries: tuple[OptionalLibrary, ...]
-
-
-@cache
-def optional_libraries() -> tuple[OptionalLibrary, ...]:
-    """The libraries that may be missing in a good image."""
-    return load(_OPTIONAL, OptionalLibraries).libraries
-
-
-def unresolved(facts: ImageFacts, optional: tuple[OptionalLibrary, ...]) -> dict[str, tuple[str, ...]]:
-    """Each needed library that is nowhere, and the files that need it, without those that may be missing."""
-    missing: dict[str, list[str]] = {}
-    for found in facts.objects:
-        for library in found.needed:
-            if library not in facts.libraries and not _may_be_missing(library, found.path, optional):
-                missing.setdefault(library, []).append(found.path)
-    return {library: tuple(sorted(paths)) for library, paths in sorted(missing.items())}
-
-
-def _may_be_missing(library: str, path: str, optional: tuple[OptionalLibrary, ...]) -> bool:
-    return any(
-        fnmatch.fnmatchcase(library, row.library) and fnmatch.fnmatchcase(path, row.needed_by) for row in optional
-    )
-
-
-def judge_libraries(facts: ImageFacts) -> Check:
-    """Every shared object finds what it needs: torch, torchvision and torchaudio of different releases do not."""
-    name = "shared objects resolve"
-    broken = [f"{found.path}: {found.broken}" for found in facts.objects if found.broken]
-    if broken:
-        return failed(Level.STATIC, name, _few(broken), "files of the image are damaged", "build again")
-    missing = unresolved(facts, optional_libraries())
-    if not missing:
-        return passed(Level.STATIC, name, f"{len(facts.objects)} shared objects find every library they need")
-    said = [f"{library} (needed by {_few([_short(path) for path in paths], 2)})" for library, paths in missing.items()]
-    cause, fix = _explain_missing(facts, missing)
-    return failed(Level.STATIC, name, f"not found: {_few(said)}", cause, fix)
-
-
-def _short(path: str) -> str:
-    return path.rpartition("-packages/")[2]
-
-
-def _explain_missing(facts: ImageFacts, missing: dict[str, tuple[str, ...]]) -> tuple[str, str]:
-    """Which package is at fault. torchaudio and torchvision name no torch in their metadata, or did not always."""
-    for library, paths in missing.items():
-        for owner in ("torchaudio", "torchvision"):
-            if any(_owner(path) == owner for path in paths):
-                return _of_another_torch(facts, owner, library)
-    library, paths = next(iter(missing.items()))
-    owner = _owner(paths[0])
-    return (
-        f"{owner} needs {library}, which is not in the image",
-        f"add the Debian package that holds {library} to apt in the spec, or take {owner} out",
-    )
-
-
-def _owner(path: str) -> str:
-    return PurePosixPath(_short(path)).parts[0]
-
-
-def _of_another_torch(facts: ImageFacts, owner: str, library: str) -> tuple[str, str]:
-    cuda = f" (CUDA {facts.torch_cuda})" if facts.torch_cuda else ""
-    cause = (
-        f"{owner} {facts.version_of(owner)} belongs to another torch: it needs {library}, "
-        f"the image has torch {facts.version_of('torch')}{cuda}"
-    )
-    return cause, f"lock again with torch, torchvision and torchaudio as one set; do not pin {owner} yourself"
 
 
 def judge_imports(facts: ImageFacts) -> tuple[Check, ...]:

@@ -32,10 +32,12 @@ echo "{said}" >&2
 exit {code}
 """
 
-GOOD = """{"python": "3.13.5", "user_site": false, "distributions": [], "objects": [], "libraries": [],
+GOOD = """{"python": "3.13.5", "user_site": false, "distributions": [],
+"elf": {"machine": "EM_X86_64", "objects": [], "libraries": [], "extensions": [], "seconds": 0.1,
+  "torch": {"version": "2.9.1", "cuda": "12.8", "architectures": ["sm_80"], "cxx11_abi": true}},
 "compiler": {"program": "gcc", "works": true, "said": ""},
 "imports": [{"module": "torch", "seconds": 1.0, "error": %s}],
-"outside": [], "torch_cuda": "12.8", "architectures": ["sm_80"], "objects_seconds": 0.1}"""
+"outside": []}"""
 
 
 class Place:

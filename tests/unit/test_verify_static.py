@@ -9,44 +9,40 @@ import pytest
 from sifkit.errors import UsageError
 from sifkit.model import Lock, LockedPackage
 from sifkit.verify.checks import Outcome
+from sifkit.verify.elf import ElfFacts, ElfObject, Torch
 from sifkit.verify.gpus import capability_of, has_kernels, oldest_driver
 from sifkit.verify.static import (
     Compiler,
     Distribution,
     ImageFacts,
     Import,
-    SharedObject,
     judge_architectures,
     judge_compiler,
     judge_imports,
-    judge_libraries,
     judge_origin,
     judge_packages,
     judge_static,
-    optional_libraries,
     parse_facts,
-    unresolved,
 )
 
 SITE = "/opt/venv/lib/python3.13/site-packages"
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 
+ELF = ElfFacts(
+    "EM_X86_64", (ElfObject(f"{SITE}/x.so"),), (), Torch("2.9.1+cu128", "12.8", ARCHITECTURES, True), (), 0.5
+)
+
 FACTS = ImageFacts(
     python="3.13.5",
     user_site=False,
     distributions=(Distribution("torch", "2.9.1"), Distribution("torchaudio", "2.9.1")),
-    objects=(
-        SharedObject(f"{SITE}/torch/lib/libtorch_cuda.so", ("libcudart.so.12", "libc.so.6"), None),
-        SharedObject(f"{SITE}/torch/lib/libcaffe2_nvrtc.so", ("libcuda.so.1",), None),
-    ),
-    libraries=frozenset({"libcudart.so.12", "libc.so.6"}),
+    elf=ELF,
     compiler=Compiler("/usr/bin/gcc", True, ""),
     imports=(Import("torch", 3.0, None),),
     importing=None,
     outside=(),
     torch_cuda="12.8",
     architectures=ARCHITECTURES,
-    objects_seconds=1.0,
 )
 
 
@@ -96,45 +92,6 @@ def test_names_are_compared_in_their_normal_form() -> None:
 
 def test_without_a_lock_packages_are_not_judged() -> None:
     assert judge_packages(FACTS.distributions, None).outcome is Outcome.NOT_RUN
-
-
-# ------------------------------------------------------------------ shared objects
-
-
-def test_torchaudio_of_another_torch_is_named() -> None:
-    facts = replace(
-        FACTS,
-        distributions=(Distribution("torch", "2.9.1"), Distribution("torchaudio", "2.11.0")),
-        objects=(
-            *FACTS.objects,
-            SharedObject(f"{SITE}/torchaudio/lib/_torchaudio.abi3.so", ("libcudart.so.13",), None),
-        ),
-    )
-    check = judge_libraries(facts)
-    assert check.outcome is Outcome.FAILED
-    assert check.cause is not None
-    assert check.cause.startswith("torchaudio 2.11.0 belongs to another torch: it needs libcudart.so.13")
-    assert "as one set" in (check.fix or "")
-
-
-def test_a_missing_library_names_who_needs_it_and_the_fix() -> None:
-    facts = replace(FACTS, objects=(SharedObject(f"{SITE}/cv2/cv2.abi3.so", ("libGL.so.1",), None),))
-    check = judge_libraries(facts)
-    assert check.outcome is Outcome.FAILED
-    assert check.cause == "cv2 needs libGL.so.1, which is not in the image"
-    assert "libGL.so.1" in (check.fix or "")
-
-
-def test_plugins_may_miss_their_libraries_but_others_may_not_miss_the_same() -> None:
-    plugin = SharedObject(f"{SITE}/nvidia/nvshmem/lib/nvshmem_transport_ucx.so.3", ("libucp.so.0",), None)
-    other = SharedObject(f"{SITE}/torch/lib/libtorch_cuda.so", ("libucp.so.0",), None)
-    assert unresolved(replace(FACTS, objects=(plugin,)), optional_libraries()) == {}
-    assert unresolved(replace(FACTS, objects=(other,)), optional_libraries()) == {"libucp.so.0": (other.path,)}
-
-
-def test_a_damaged_file_fails() -> None:
-    facts = replace(FACTS, objects=(SharedObject(f"{SITE}/x.so", (), "Magic number does not match"),))
-    assert judge_libraries(facts).outcome is Outcome.FAILED
 
 
 # ------------------------------------------------------------------ imports
@@ -245,15 +202,20 @@ def test_an_answer_that_ended_during_an_import_is_still_read() -> None:
         "python": "3.13.5",
         "user_site": False,
         "distributions": [{"name": "PyYAML", "version": "6.0.3", "path": SITE}],
-        "objects": [{"path": "x.so", "needed": ["libc.so.6"]}],
-        "libraries": ["libc.so.6"],
+        "elf": {
+            "machine": "EM_X86_64",
+            "objects": [],
+            "libraries": [],
+            "torch": {"version": "2.9.1+cu128", "cuda": "12.8", "architectures": ["sm_90"], "cxx11_abi": True},
+            "extensions": [],
+            "seconds": 0.5,
+        },
         "compiler": {"program": None, "works": False, "said": ""},
         "imports": [],
         "importing": "torch",
         "outside": [],
-        "objects_seconds": 0.5,
     }
     facts = parse_facts(answer)
     assert facts.importing == "torch"
     assert facts.version_of("pyyaml") == "6.0.3"
-    assert facts.architectures == ()
+    assert (facts.torch_cuda, facts.architectures) == ("12.8", ("sm_90",))  # read, though torch did not import
