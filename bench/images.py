@@ -1,6 +1,6 @@
 """Build and verify images of the matrix on this host's CPU, and record results, sizes and times in docs/images.md.
 
-    python -m bench.images [--checkout DIR] [--remove] [IMAGE …]
+    python -m bench.images [--checkout DIR] [--config YAML] [--remove] [IMAGE …]
 
 Rows of images that are not named stay as an earlier run left them; --remove deletes each image afterwards, so that
 a matrix of 60 GB can be verified on a smaller disk.
@@ -19,7 +19,7 @@ from typing import Any
 
 from bench import page
 from sifkit.cli import main as sifkit
-from sifkit.compat.tables import Tables
+from sifkit.compat.tables import Tables, load_tables
 from sifkit.listing import representatives
 from sifkit.lock import read_lock
 from sifkit.spec import Project, load_spec
@@ -28,7 +28,7 @@ from sifkit.store import Manifest, Store
 ROOT = Path(__file__).parent.parent
 PROJECT = Project(ROOT)
 HEAD = (
-    "| image | torch | Python | driver | GPUs | packages | to download | size | base, build, test | verified on the CPU |\n"
+    "| image | torch | Python | driver | GPUs | packages | to download | size | base, build, test | on the CPU |\n"
     "|---|---|---|---|---|---:|---:|---:|---:|---|\n"
 )
 NOT_BUILT = "| | | locked, not built here |"
@@ -49,15 +49,18 @@ def results(manifest: Manifest, report: dict[str, Any]) -> str:
     if report["sha256"] != manifest.sha256:
         raise ValueError(f"{manifest.name}: the report is of another image")
     levels = ", ".join(f"{level} {outcome}" for level, outcome in report["outcome"].items() if outcome != "not run")
-    seconds = ", ".join(f"{manifest.seconds[phase]:.0f} s" for phase in ("base", "build", "test") if phase in manifest.seconds)
+    seconds = ", ".join(
+        f"{manifest.seconds[phase]:.0f} s" for phase in ("base", "build", "test") if phase in manifest.seconds
+    )
     when = report["started"][:10]
     return f"| {manifest.size / 1e9:.2f} GB | {seconds} | {levels}: {report['seconds']:.0f} s, {when} |"
 
 
-def verify(name: str, checkout: Path | None) -> str:
+def verify(name: str, checkout: Path | None, config: Path | None) -> str:
     """Build if stale, verify, and say the results."""
-    argv = ["build", "--verify", "--device", "cpu", name, *(["--checkout", str(checkout)] if checkout else [])]
-    code = sifkit(argv)
+    own = ["--checkout", str(checkout)] if checkout else []
+    own += ["--config", str(config)] if config else []
+    code = sifkit(["build", "--verify", "--device", "cpu", name, *own])
     manifest = Store(PROJECT.images).manifest(name)
     path = PROJECT.reports / name / "report.json"
     if manifest is None or code not in (0, 1) or not path.is_file():
@@ -83,14 +86,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="default: none, the table is written anew")
     parser.add_argument("--checkout", type=Path, help="LLaMA-Factory checkout for all of them")
+    parser.add_argument("--config", type=Path, help="training YAML for all of them")
     parser.add_argument("--remove", action="store_true", help="delete each image after it was verified")
     options = parser.parse_args()
-    from sifkit.compat.tables import load_tables
-
     tables, done = load_tables(PROJECT.compat), recorded()
     record(done, tables)
     for name in options.images:
-        done[name] = verify(name, options.checkout)
+        done[name] = verify(name, options.checkout, options.config)
         record(done, tables)
         if options.remove:
             Store(PROJECT.images).sif(name).unlink()

@@ -12,26 +12,33 @@ from pathlib import Path
 
 from sifkit.apptainer import Apptainer, Bind
 from sifkit.causes import find_cause
+from sifkit.compat.tables import Tables
 from sifkit.errors import UsageError
 from sifkit.run import Command, Runner
 from sifkit.verify.checks import Check, Level, failed, failed_because, timed
 from sifkit.verify.container import IN_LIBRARIES, Answer, Container
 from sifkit.verify.elf import ElfFacts, judge_elf, parse_elf
+from sifkit.verify.gpus import judge_architectures
 from sifkit.verify.probes import elf
-from sifkit.verify.static import judge_architectures
 
 
-def audit_environment(prefix: Path, runner: Runner, gpu_models: tuple[str, ...] = ()) -> tuple[Check, ...]:
+def audit_environment(
+    prefix: Path, runner: Runner, tables: Tables, gpu_models: tuple[str, ...] = ()
+) -> tuple[Check, ...]:
     """Audit a virtual or conda environment of this host, against this host's libraries. Runs nothing of it.
 
     LD_LIBRARY_PATH is not looked at: what needs it works in some shells and not in others.
     Raises `UsageError` if there is no Python environment at `prefix`.
     """
-    return _judge(read_environment(prefix, runner), gpu_models)
+    return _judge(read_environment(prefix, runner), gpu_models, tables)
 
 
 def audit_image(
-    image: Path, apptainer: Apptainer, gpu_models: tuple[str, ...] = (), binds: tuple[Bind, ...] = ()
+    image: Path,
+    apptainer: Apptainer,
+    tables: Tables,
+    gpu_models: tuple[str, ...] = (),
+    binds: tuple[Bind, ...] = (),
 ) -> tuple[Check, ...]:
     """Audit the environment of the image's `python3`, in one container that imports no package of it.
 
@@ -40,12 +47,12 @@ def audit_image(
     answer = read_image(image, apptainer, binds)
     if answer.facts is None:
         return (timed(_unread(answer), answer.seconds),)
-    return _judge(parse_elf(answer.facts), gpu_models)
+    return _judge(parse_elf(answer.facts), gpu_models, tables)
 
 
-def _judge(facts: ElfFacts, gpu_models: tuple[str, ...]) -> tuple[Check, ...]:
+def _judge(facts: ElfFacts, gpu_models: tuple[str, ...], tables: Tables) -> tuple[Check, ...]:
     architectures, cuda = (facts.torch.architectures, facts.torch.cuda) if facts.torch else ((), None)
-    return (*judge_elf(facts), judge_architectures(architectures, cuda, gpu_models))
+    return (*judge_elf(facts), judge_architectures(architectures, cuda, gpu_models, tables))
 
 
 def read_environment(prefix: Path, runner: Runner) -> ElfFacts:

@@ -20,6 +20,7 @@ from sifkit.model import (
     ImageSpec,
     LocalImage,
     OciArchive,
+    Resolution,
     Scratch,
 )
 
@@ -41,7 +42,7 @@ def render(image: Image, *, sifkit_version: str) -> str:
 def render_base(image: Image) -> str:
     """Operating system and Debian packages alone; the same text for every image that asks for the same."""
     source = image.base.source
-    title = f"# {source.bootstrap} base with {', '.join(debian_packages(image))}\n"
+    title = f"# {source.bootstrap} base with {', '.join(debian_packages(image.spec, image.resolution))}\n"
     return "\n".join([title, header(source), _setup(source), _post(image, system=True, python=False)])
 
 
@@ -53,9 +54,9 @@ def render_on_base(image: Image, base_sif: str, *, sifkit_version: str) -> str:
     return "\n".join(parts)
 
 
-def debian_packages(image: Image) -> tuple[str, ...]:
+def debian_packages(spec: ImageSpec, resolution: Resolution) -> tuple[str, ...]:
     """Everything that apt installs, sorted, without doubles."""
-    return tuple(sorted({*PYTHON_PACKAGES, *image.spec.apt, *image.resolution.apt}))
+    return tuple(sorted({*PYTHON_PACKAGES, *spec.apt, *resolution.apt}))
 
 
 def header(source: Base) -> str:
@@ -160,7 +161,7 @@ def _post(image: Image, *, system: bool, python: bool) -> str:
 
 
 def _system(image: Image) -> str:
-    packages = " \\\n    ".join(quote(package) for package in debian_packages(image))
+    packages = " \\\n    ".join(quote(package) for package in debian_packages(image.spec, image.resolution))
     return f"""\
 # Debian packages. apt may not change users in a user namespace, hence the sandbox user.
 export DEBIAN_FRONTEND=noninteractive

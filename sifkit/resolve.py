@@ -9,6 +9,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from sifkit.compat.findings import Question, Target
 from sifkit.compat.packages import constraints
 from sifkit.compat.tables import Tables, TorchBuild
@@ -30,14 +33,14 @@ class HostBases:
 
 
 def resolution(spec: ImageSpec, tables: Tables) -> Resolution:
-    """A torch that no row knows is left to the index. Raises `UsageError` for an extra or a Python that is not known."""
+    """A torch that no row knows is left to the index. Raises `UsageError` for an extra or Python that is not known."""
     check_python(spec)
     extras = [extra_named(name) for name in spec.extras]
     build, default = tables.build(spec.torch.version, spec.torch.cuda), tables.default_build(spec.torch.version)
     packages = (
         *_torch_set(spec, build or default),
         f"llamafactory=={spec.llamafactory.version}",
-        *(requirement for extra in extras for requirement in _requirements(extra, spec, tables)),
+        *(requirement for name in spec.extras for requirement in _requirements(name, spec, tables)),
         *spec.packages,
         "setuptools",  # builds the few packages without wheels, pinned like everything else
         "uv",  # installs the lock; stays in the image for users' overlays
@@ -48,6 +51,7 @@ def resolution(spec: ImageSpec, tables: Tables) -> Resolution:
         platform=platform_of(spec),
         sdists=tuple(sorted({*(row.name for row in known_sdists()), *spec.sdists})),
         torch_backend=_backend(spec, default),
+        apt=tuple(sorted({package for extra in extras for package in extra.apt})),
         constraints=constraints(Question(spec, Target(), tables)),
     )
 
@@ -76,9 +80,18 @@ def extra_named(name: str) -> Extra:
     return extras[name]
 
 
-def _requirements(extra: Extra, spec: ImageSpec, tables: Tables) -> tuple[str, ...]:
-    """An extra's packages, in the ranges that this LLaMA-Factory takes."""
-    return extra.requires
+def _requirements(name: str, spec: ImageSpec, tables: Tables) -> tuple[str, ...]:
+    """An extra's packages, in the ranges that this LLaMA-Factory gives where it has one for them."""
+    row = tables.llamafactory(spec.llamafactory.version)
+    asked = row.extra(name) if row else ()
+    found = []
+    for text in extra_named(name).requires:
+        requirement = Requirement(text)
+        for other in asked:
+            if canonicalize_name(other.name) == canonicalize_name(requirement.name):
+                requirement.specifier &= other.specifier
+        found.append(str(requirement))
+    return tuple(found)
 
 
 def check_python(spec: ImageSpec) -> None:

@@ -60,7 +60,8 @@ def verify_image(name: str, tools: Tools, wishes: Wishes) -> Verified:
     sha256 = _hashed(sif, tools)
     if manifest is None or sha256 != manifest.sha256:
         raise ProblemFound(f"{sif} is not the image that was built: its sha256 differs", f"build again: --force {name}")
-    return _verified(Subject(sif, name, sha256, image.lock), image.spec.llamafactory.version, tools, wishes)
+    subject = Subject(sif, name, sha256, image.lock)
+    return _verified(subject, image.spec.llamafactory.version, tools, wishes, image.spec.gpu)
 
 
 def verify_file(sif: Path, tools: Tools, wishes: Wishes) -> Verified:
@@ -81,7 +82,9 @@ def _hashed(sif: Path, tools: Tools) -> str:
         return sha256_of(sif)
 
 
-def _verified(subject: Subject, llamafactory: str, tools: Tools, wishes: Wishes) -> Verified:
+def _verified(
+    subject: Subject, llamafactory: str, tools: Tools, wishes: Wishes, gpu_models: tuple[str, ...] = ()
+) -> Verified:
     given = wishes.checkout.absolute() if wishes.checkout else None
     options = VerifyOptions(
         device=wishes.device,
@@ -90,7 +93,8 @@ def _verified(subject: Subject, llamafactory: str, tools: Tools, wishes: Wishes)
         model=wishes.model.absolute() if wishes.model else None,
         gpus=wishes.gpus,
         report_dir=(wishes.report or tools.project.reports / subject.name).absolute(),
-        gpu_models=tools.site.gpu.models,
+        gpu_models=gpu_models or tools.site.gpu.models,
+        tables=tools.tables,
         keep=wishes.keep,
     )
     report = verify(subject, options, Apptainer.find(tools.runner), tools.progress)

@@ -37,9 +37,12 @@ def torch_set(question: Question) -> Iterator[Finding]:
 
 
 def _of_another_torch(question: Question, build: TorchBuild, pin: Pinned, belongs: str) -> Finding:
-    message = f"{pin.name} {pin.version} ({pin.origin}) belongs to another torch; to {question.torch_words} {belongs}"
+    message = (
+        f"{pin.name} {pin.version} ({pin.origin}) belongs to another torch; {question.torch_words} takes {belongs}"
+    )
     fix = f"take {pin.name} out of packages: sifkit pins the set"
-    return Finding("torch-set", Severity.ERROR, f"{pin.name} {pin.version}", message, fix, ", ".join(build.source[:3]))
+    source = next((name for name in build.source if name.startswith(pin.name)), build.source[0])
+    return Finding("torch-set", Severity.ERROR, f"{pin.name} {pin.version}", message, fix, source)
 
 
 def torch_pin(question: Question) -> Iterator[Finding]:

@@ -231,6 +231,12 @@ class Tables:
         """Every GPU for which a build has kernels."""
         return tuple(row for row in self.gpus if not row.arm and has_kernels(build.architectures, row.pair))
 
+    def newest_serving(self, *capabilities: Capability) -> TorchBuild | None:
+        """The newest whole set whose torch has kernels for all of them."""
+        whole = [row for row in self.builds if row.torchvision and row.torchaudio]
+        fitting = [row for row in whole if all(has_kernels(row.architectures, pair) for pair in capabilities)]
+        return fitting[-1] if fitting else None
+
     def llamafactory(self, version: str) -> LlamaFactoryRelease | None:
         """A release of LLaMA-Factory."""
         return next((row for row in self.llamafactories if row.version == version), None)

@@ -118,11 +118,16 @@ def _torch_build(
         pythons=_pythons(files),
         glibc=max((library.glibc() for library in libraries), key=Version),
         architectures=_architectures(python_library, filename),
-        cxx11_abi=b"__cxx11" in python_library,
+        cxx11_abi=any(_is_of_cxx11_abi(symbol) for library in libraries for symbol in library.undefined()),
         nvcc=nvcc,
         index="torch" if kind == "torch" else "default",
         source=tuple(sources),
     )
+
+
+def _is_of_cxx11_abi(symbol: str) -> bool:
+    """A function of c10 that takes a std::string: its name tells which one it was compiled for."""
+    return symbol.startswith("_ZN3c10") and "NSt7__cxx11" in symbol
 
 
 def _architectures(library: bytes, filename: str) -> tuple[str, ...]:

@@ -229,7 +229,7 @@ class Elf:
             for auxiliary in auxiliaries
             if re.fullmatch(r"GLIBC_\d+(\.\d+)+", auxiliary.name)
         ]
-        return max([*versions, "2.17"], key=Version)
+        return str(max([*versions, "2.17"], key=Version))
 
     def undefined(self) -> tuple[str, ...]:
         """Names of the symbols that it needs from elsewhere."""

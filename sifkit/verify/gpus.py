@@ -1,97 +1,38 @@
-"""GPU models, compute capabilities, and which of torch's kernels run on which of them."""
+"""Has torch kernels for the GPUs that an image is for? Judged from the list of architectures in torch's own files."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from functools import cache
-from pathlib import Path
-from typing import Annotated
-
-from packaging.version import Version
-from pydantic import StringConstraints
-
-from sifkit.errors import UsageError
-from sifkit.model import Strict
-from sifkit.yamlfile import load
-
-_DATA = Path(__file__).parent.parent / "data" / "gpus.yaml"
-
-Capability = tuple[int, int]
+from sifkit.compat.tables import Capability, Tables, has_kernels
+from sifkit.verify.checks import Check, Level, failed, not_run, passed, warned
 
 
-class GpuRow(Strict):
-    """GPU models of one compute capability."""
-
-    capability: Annotated[str, StringConstraints(pattern=r"^\d+\.\d$")]
-    models: tuple[str, ...]
-    source: str
-
-
-class DriverRow(Strict):
-    """The oldest driver for a major version of CUDA."""
-
-    cuda: int
-    oldest: str
-    source: str
-
-
-class GpuData(Strict):
-    """data/gpus.yaml."""
-
-    gpus: tuple[GpuRow, ...]
-    drivers: tuple[DriverRow, ...]
-
-
-@cache
-def gpu_data() -> GpuData:
-    """The tables, read once."""
-    return load(_DATA, GpuData)
+def judge_architectures(
+    architectures: tuple[str, ...], cuda: str | None, gpu_models: tuple[str, ...], tables: Tables
+) -> Check:
+    """torch has kernels for each GPU that the image is for; of a GPU that no row knows nothing is concluded."""
+    name = "torch has kernels for the site's GPUs"
+    if not architectures:
+        return not_run(Level.STATIC, name, "torch's files name no architectures (a CPU build, or there is no torch)")
+    listed = " ".join(architectures)
+    if not gpu_models:
+        return not_run(Level.STATIC, name, f"the site names no GPUs (gpu.models); torch has kernels for {listed}")
+    known = {model: gpu for model in gpu_models if (gpu := tables.gpu(model))}
+    without = {model: gpu for model, gpu in known.items() if not has_kernels(architectures, gpu.pair)}
+    if without:
+        cause = f"this torch (CUDA {cuda}) has kernels for {listed}"
+        fix = kernels_fix(tables, *(gpu.pair for gpu in known.values()))
+        return failed(Level.STATIC, name, f"none for {', '.join(without)}", cause, fix)
+    unknown = [model for model in gpu_models if model not in known]
+    if unknown:
+        said = f"not known for {', '.join(unknown)}; torch has kernels for {listed}"
+        cause = "no row of definitions/compat/gpus.yaml has a GPU of that name"
+        return warned(Level.STATIC, name, said, cause, tables.nearest_gpu(unknown[0]))
+    return passed(Level.STATIC, name, f"{', '.join(gpu_models)}: among {listed}")
 
 
-def capability_of(model: str) -> Capability:
-    """The compute capability of a GPU model as sites write it (`A100`, `rtx-4090`, `NVIDIA H100`).
-
-    Raises `UsageError` with the nearest known name for a model that the table does not have.
-    """
-    known = {_normalised(name): row.capability for row in gpu_data().gpus for name in row.models}
-    name = _normalised(model)
-    if name not in known:
-        names = [name for row in gpu_data().gpus for name in row.models]
-        near = difflib.get_close_matches(model, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
-        raise UsageError(f"GPU model {model!r} is not in the table of GPUs", hint)
-    major, minor = known[name].split(".")
-    return int(major), int(minor)
-
-
-def _normalised(model: str) -> str:
-    return re.sub(r"^(nvidia|tesla|geforce)+", "", re.sub(r"[\s_-]", "", model.lower()))
-
-
-def has_kernels(architectures: tuple[str, ...], capability: Capability) -> bool:
-    """Whether code built for `architectures` (torch's arch list) runs on a GPU of `capability`.
-
-    A cubin `sm_XY` runs on the same major version with an equal or later minor one; PTX `compute_XY` runs on
-    everything later; `sm_90a` and the like run on exactly their own.
-    Source: CUDA C++ Programming Guide, "Binary Compatibility", "PTX Compatibility".
-    """
-    return any(_runs(name, capability) for name in architectures)
-
-
-def _runs(architecture: str, capability: Capability) -> bool:
-    match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture)
-    if match is None:
-        return False
-    kind, major, minor, special = match[1], int(match[2]), int(match[3]), match[4]
-    if special == "a":
-        return (major, minor) == capability
-    if kind == "compute":
-        return (major, minor) <= capability
-    return major == capability[0] and minor <= capability[1]
-
-
-def oldest_driver(cuda: str) -> str | None:
-    """The oldest driver on which this CUDA version starts at all; None for a major version not in the table."""
-    major = Version(cuda).major
-    return next((row.oldest for row in gpu_data().drivers if row.cuda == major), None)
+def kernels_fix(tables: Tables, *capabilities: Capability) -> str:
+    """Which torch has kernels for all of these GPUs."""
+    build = tables.newest_serving(*capabilities)
+    if build is None:
+        return "no torch in the tables has kernels for all of them: an image for each"
+    return f"torch {build.version} (CUDA {build.cuda}) has kernels for them; sifkit resolve --gpu … chooses a set"

@@ -6,20 +6,23 @@ from typing import Any
 
 from packaging.version import Version
 
+from sifkit.compat.tables import Tables, has_kernels
 from sifkit.verify.checks import Check, Level, failed, passed, warned
-from sifkit.verify.gpus import gpu_data, has_kernels, oldest_driver
+from sifkit.verify.gpus import kernels_fix
 from sifkit.verify.nvml import HostFacts, Visible
 
 NEEDED_GB = 4.0  # the smoke run with its CUDA context; with less, cuBLAS fails to start [seen with 1 GB free]
 
 
-def judge_host(host: HostFacts, visible: tuple[Visible, ...], wanted: int, probe: dict[str, Any]) -> tuple[Check, ...]:
+def judge_host(
+    host: HostFacts, visible: tuple[Visible, ...], wanted: int, probe: dict[str, Any], tables: Tables
+) -> tuple[Check, ...]:
     """Every check of the level. `probe` is what probes/host.py saw inside the container."""
     cuda, architectures = probe["torch_cuda"], tuple(probe["architectures"])
     return (
         judge_libraries(probe),
-        judge_driver(host, cuda),
-        judge_capabilities(visible, architectures),
+        judge_driver(host, cuda, tables),
+        judge_capabilities(visible, architectures, tables),
         judge_torch(probe, wanted),
         *judge_health(visible),
     )
@@ -64,7 +67,7 @@ def _judge_cuinit(name: str, code: int) -> Check:
     return failed(Level.HOST, name, f"cuInit answers {code}", cause, fix)
 
 
-def judge_driver(host: HostFacts, cuda: str | None) -> Check:
+def judge_driver(host: HostFacts, cuda: str | None, tables: Tables) -> Check:
     """The driver knows the image's CUDA, or at least its major version (minor-version compatibility)."""
     name = "driver new enough"
     if cuda is None:
@@ -73,7 +76,7 @@ def judge_driver(host: HostFacts, cuda: str | None) -> Check:
     said = f"driver {host.driver} (CUDA {host.cuda}), image CUDA {cuda}"
     if Version(host.cuda) >= Version(cuda):
         return passed(Level.HOST, name, said)
-    oldest = oldest_driver(cuda)
+    oldest = tables.oldest_driver(cuda)
     if oldest is None:
         return failed(
             Level.HOST, name, said, "the driver is older than the image's CUDA", "use an image with an older CUDA"
@@ -88,23 +91,23 @@ def judge_driver(host: HostFacts, cuda: str | None) -> Check:
         said,
         f"CUDA {Version(cuda).major} needs driver {oldest} or newer; the image brings no forward compatibility "
         "(cuda-compat), which only data centre GPUs support",
-        f"use {_image_for(host)}, or ask for driver {oldest}",
+        f"use {_image_for(host, tables)}, or ask for driver {oldest}",
     )
 
 
-def _image_for(host: HostFacts) -> str:
-    majors = [row.cuda for row in gpu_data().drivers if Version(host.driver) >= Version(row.oldest)]
+def _image_for(host: HostFacts, tables: Tables) -> str:
+    majors = [major for major, row in tables.cuda_majors().items() if Version(host.driver) >= Version(row.driver)]
     return f"an image with CUDA {max(majors)}" if majors else "an image with an older CUDA"
 
 
-def judge_capabilities(visible: tuple[Visible, ...], architectures: tuple[str, ...]) -> Check:
+def judge_capabilities(visible: tuple[Visible, ...], architectures: tuple[str, ...], tables: Tables) -> Check:
     """torch has kernels for every visible GPU."""
     name = "torch has kernels for these GPUs"
     shown = {device.gpu.name: f"sm_{device.gpu.capability[0]}{device.gpu.capability[1]}" for device in visible}
     without = [device.gpu.name for device in visible if not has_kernels(architectures, device.gpu.capability)]
     if without:
         cause = f"torch has kernels for {' '.join(architectures)}, the GPU is {shown[without[0]]}"
-        fix = "choose torch and CUDA for the GPU: Blackwell needs CUDA 12.8 or newer, Volta CUDA 12 or older"
+        fix = kernels_fix(tables, *(device.gpu.capability for device in visible))
         return failed(Level.HOST, name, f"none for {without[0]}", cause, fix)
     return passed(Level.HOST, name, ", ".join(f"{model} {architecture}" for model, architecture in shown.items()))
 

@@ -181,7 +181,7 @@ class _Verification:
             yield timed(_dead(Level.STATIC, "the image starts", answer.said), answer.seconds)
             return
         self._facts = parse_facts(answer.facts)
-        yield from judge_static(self._facts, self._subject.lock, self._options.gpu_models)
+        yield from judge_static(self._facts, self._subject.lock, self._options.gpu_models, self._options.tables)
 
     def _host_level(self, container: Container) -> Iterator[Check]:
         assert self._host is not None
@@ -190,7 +190,7 @@ class _Verification:
         if answer.facts is None:
             yield timed(_dead(Level.HOST, "NVIDIA libraries in the container", answer.said), answer.seconds)
             return
-        yield from judge_host(self._host, self._gpus, len(self._gpus), answer.facts)
+        yield from judge_host(self._host, self._gpus, len(self._gpus), answer.facts, self._options.tables)
 
     def _kernel(self, container: Container) -> Iterator[Check]:
         with self._progress.phase("kernel"):

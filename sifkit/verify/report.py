@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -155,16 +156,19 @@ _MARKS = {
 
 def render_table(report: Report) -> Group:
     """A table of all checks; under each that failed or warned its cause and fix."""
-    table = Table(
-        title=f"{report.name} on {report.device.upper()}", title_justify="left", show_edge=False, pad_edge=False
-    )
+    return Group(check_table(report.checks, f"{report.name} on {report.device.upper()}"), Text(verdict(report)))
+
+
+def check_table(checks: Iterable[Check], title: str) -> Table:
+    """Checks, with their levels; under each that failed or warned its cause and fix."""
+    table = Table(title=escape(title), title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("level", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("check")
     table.add_column("", overflow="fold")
     table.add_column("s", justify="right", no_wrap=True)
     before = None
-    for check in report.checks:
+    for check in checks:
         table.add_row(
             check.level.value if check.level is not before else "",
             _MARKS[check.outcome],
@@ -173,7 +177,12 @@ def render_table(report: Report) -> Group:
             f"{check.seconds:.0f}" if check.seconds >= 1 else "",
         )
         before = check.level
-    return Group(table, Text(verdict(report)))
+    return table
+
+
+def checks_json(checks: Iterable[Check]) -> list[dict[str, Any]]:
+    """Checks as JSON values."""
+    return [_plain(asdict(check)) for check in checks]
 
 
 def _cell(check: Check) -> Text:

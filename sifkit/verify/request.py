@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from sifkit.compat.tables import Tables, load_tables
 from sifkit.model import Lock
 from sifkit.verify.checks import Level
 
@@ -42,6 +43,7 @@ class VerifyOptions:
     gpus: int
     report_dir: Path
     levels: tuple[Level, ...] = tuple(Level)
-    gpu_models: tuple[str, ...] = ()  # the site's GPUs, as data/gpus.yaml names them
+    gpu_models: tuple[str, ...] = ()  # that the image is for, as sites name them
+    tables: Tables = field(default_factory=load_tables)
     keep: bool = False  # keep models, checkpoints and caches beside the report
     environ: Mapping[str, str] = field(default_factory=lambda: gpu_environment(os.environ))

@@ -12,11 +12,11 @@ from typing import Any
 from packaging.utils import canonicalize_name
 
 from sifkit.causes import find_cause
-from sifkit.errors import UsageError
+from sifkit.compat.tables import Tables
 from sifkit.model import Lock
 from sifkit.verify.checks import Check, Level, failed, failed_because, not_run, passed, timed, warned
 from sifkit.verify.elf import ElfFacts, judge_elf, parse_elf
-from sifkit.verify.gpus import capability_of, has_kernels
+from sifkit.verify.gpus import judge_architectures
 
 # What installs packages is not part of what is locked.
 _INSTALLERS = {"pip", "uv", "setuptools", "wheel"}
@@ -99,14 +99,16 @@ def parse_facts(answer: dict[str, Any]) -> ImageFacts:
 # ---------------------------------------------------------------------------------------------- judging
 
 
-def judge_static(facts: ImageFacts, lock: Lock | None, gpu_models: tuple[str, ...]) -> tuple[Check, ...]:
+def judge_static(
+    facts: ImageFacts, lock: Lock | None, gpu_models: tuple[str, ...], tables: Tables
+) -> tuple[Check, ...]:
     """Every check of the level, in the order in which a person would want to read them."""
     return (
         judge_packages(facts.distributions, lock),
         *judge_elf(facts.elf),
         *judge_imports(facts),
         judge_origin(facts),
-        judge_architectures(facts.architectures, facts.torch_cuda, gpu_models),
+        judge_architectures(facts.architectures, facts.torch_cuda, gpu_models, tables),
         judge_compiler(facts.compiler),
     )
 
@@ -171,27 +173,6 @@ def judge_origin(facts: ImageFacts) -> Check:
     if any(tried.error for tried in facts.imports) or facts.importing:
         return not_run(Level.STATIC, name, "not everything could be imported")
     return passed(Level.STATIC, name, "every loaded module is inside it, the user's site directory is off")
-
-
-def judge_architectures(architectures: tuple[str, ...], cuda: str | None, gpu_models: tuple[str, ...]) -> Check:
-    """torch has kernels for each GPU of the site."""
-    name = "torch has kernels for the site's GPUs"
-    if not architectures:
-        return not_run(Level.STATIC, name, "torch could not be asked (a CPU build, or its import fails)")
-    listed = " ".join(architectures)
-    if not gpu_models:
-        return not_run(Level.STATIC, name, f"the site names no GPUs (gpu.models); torch has kernels for {listed}")
-    try:
-        without = [model for model in gpu_models if not has_kernels(architectures, capability_of(model))]
-    except UsageError as error:
-        return failed(
-            Level.STATIC, name, error.message, "gpu.models of the site has a name that is not known", error.fix
-        )
-    if without:
-        cause = f"this torch (CUDA {cuda}) has kernels for {listed}"
-        fix = "choose torch and CUDA for the GPU: Blackwell needs CUDA 12.8 or newer, Volta CUDA 12 or older"
-        return failed(Level.STATIC, name, f"none for {', '.join(without)}", cause, fix)
-    return passed(Level.STATIC, name, f"{', '.join(gpu_models)}: among {listed}")
 
 
 def judge_compiler(compiler: Compiler) -> Check:

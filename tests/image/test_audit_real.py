@@ -16,6 +16,7 @@ from sifkit.deffile import VENV
 from sifkit.run import Runner
 from sifkit.verify.checks import Check, Outcome
 from sifkit.verify.elf import parse_elf
+from tests.conftest import TABLES
 
 pytestmark = pytest.mark.image
 
@@ -34,7 +35,7 @@ ASK_TORCH = (
 
 
 def audited(image: Path, apptainer: Apptainer, binds: tuple[Bind, ...] = ()) -> dict[str, Check]:
-    return {check.name: check for check in audit_image(image, apptainer, ("A100", "H100"), binds)}
+    return {check.name: check for check in audit_image(image, apptainer, TABLES, ("A100", "H100"), binds)}
 
 
 def test_the_default_image_passes(default_sif: Path, apptainer: Apptainer) -> None:
@@ -108,5 +109,5 @@ def test_an_image_without_python_is_one_failed_check(default_sif: Path, apptaine
     missing = tmp_path / "python3"
     missing.write_text("#!/bin/sh\necho 'no Python here' >&2\nexit 127\n")
     missing.chmod(0o755)
-    (check,) = audit_image(default_sif, apptainer, binds=(Bind(missing, f"{VENV}/bin/python3"),))
+    (check,) = audit_image(default_sif, apptainer, TABLES, binds=(Bind(missing, f"{VENV}/bin/python3"),))
     assert (check.name, check.outcome, check.message) == ("the image starts", Outcome.FAILED, "no Python here")

@@ -15,6 +15,7 @@ from sifkit.apptainer import Apptainer
 from sifkit.deffile import HOST_DIR, IMAGE_DIR, VENV, debian_packages
 from sifkit.model import ImageSpec, Lock, Scratch
 from sifkit.spec import Project
+from tests.conftest import wanted
 
 pytestmark = pytest.mark.image
 
@@ -93,7 +94,8 @@ def test_specs_environment_is_set_and_nothing_of_the_site(sif_host: Host, spec: 
 def test_debian_packages_are_installed(sif_host: Host, spec: ImageSpec) -> None:
     if isinstance(spec.base, Scratch):
         pytest.skip("the base is a copy of the build host: no package is installed into it")
-    missing = [name for name in debian_packages(spec) if not sif_host.package(name.split("=")[0]).is_installed]
+    packages = debian_packages(spec, wanted(spec))
+    missing = [name for name in packages if not sif_host.package(name.split("=")[0]).is_installed]
     assert missing == []
 
 

@@ -69,7 +69,8 @@ def elsewhere():
 
 
 def add_torch(directory: Path, scratch: Path, cuda: str, architectures: str, version: str = "2.99.0") -> None:
-    source = f'const char *flags = "{architectures}"; void _ZNSt7__cxx11f(void) {{ }}'
+    abi = "_ZN3c101fENSt7__cxx11"
+    source = f'const char *flags = "{architectures}"; extern void {abi}(void); void f(void) {{ {abi}(); }}'
     library = shared_object(scratch / f"torch{cuda}", source)
     files = {
         "torch/version.py": f"from typing import Optional\ncuda: Optional[str] = '{cuda}'\n",

@@ -14,6 +14,7 @@ from sifkit.errors import UsageError
 from sifkit.run import Runner
 from sifkit.verify.checks import Check, Outcome
 from sifkit.verify.elf import ElfObject
+from tests.conftest import TABLES
 from tests.unit.elf_files import C10, CHECK_FAIL, NEW_ABI, OLD_ABI, Environment, compiled
 
 RESOLVE = "shared objects resolve"
@@ -28,7 +29,7 @@ def environment(tmp_path: Path) -> Environment:
 
 
 def audit(environment: Environment, gpu_models: Sequence[str] = ()) -> dict[str, Check]:
-    checks = audit_environment(environment.prefix, Runner(os.environ), tuple(gpu_models))
+    checks = audit_environment(environment.prefix, Runner(os.environ), TABLES, tuple(gpu_models))
     return {check.name: check for check in checks}
 
 
@@ -56,7 +57,7 @@ def test_without_torch_its_abi_is_not_judged(environment: Environment) -> None:
 
 def test_a_directory_that_is_no_environment_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no Python environment"):
-        audit_environment(tmp_path, Runner(os.environ))
+        audit_environment(tmp_path, Runner(os.environ), TABLES)
 
 
 def test_an_environment_without_compiled_files_has_not_passed(environment: Environment) -> None:

@@ -21,6 +21,7 @@ from sifkit.verify.host import (
 from sifkit.verify.kernel import headline, judge_all_reduce, judge_kernels
 from sifkit.verify.nvml import Gpu, HostFacts, Visible, read_host, visible_devices
 from sifkit.verify.request import gpu_environment
+from tests.conftest import TABLES
 
 GPU = Gpu(0, "GPU-aaaa-1", "NVIDIA H200", (9, 0), 150.0, 149.0, 0, ())
 SECOND = replace(GPU, index=1, uuid="GPU-bbbb-2")
@@ -39,7 +40,7 @@ ONE = (Visible("0", GPU),)
 
 
 def test_a_good_node_passes_every_check() -> None:
-    assert {check.outcome for check in judge_host(HOST, ONE, 1, PROBE)} == {Outcome.PASSED}
+    assert {check.outcome for check in judge_host(HOST, ONE, 1, PROBE, TABLES)} == {Outcome.PASSED}
 
 
 # ------------------------------------------------------------------ no GPU
@@ -100,19 +101,19 @@ def test_only_what_concerns_gpus_is_forwarded() -> None:
     ],
 )
 def test_drivers_against_the_images_cuda(driver: str, cuda: str, image: str, outcome: Outcome) -> None:
-    assert judge_driver(HostFacts(driver, cuda, ()), image).outcome is outcome
+    assert judge_driver(HostFacts(driver, cuda, ()), image, TABLES).outcome is outcome
 
 
 def test_minor_version_and_forward_compatibility_are_told_apart() -> None:
-    minor = judge_driver(HostFacts("550.54.15", "12.4", ()), "12.8")
-    forward = judge_driver(HostFacts("550.54.15", "12.4", ()), "13.0")
+    minor = judge_driver(HostFacts("550.54.15", "12.4", ()), "12.8", TABLES)
+    forward = judge_driver(HostFacts("550.54.15", "12.4", ()), "13.0", TABLES)
     assert "minor-version compatibility" in (minor.cause or "")
     assert "forward compatibility" in (forward.cause or "")
     assert forward.fix == "use an image with CUDA 12, or ask for driver 580.65.06"
 
 
 def test_a_cpu_build_of_torch_fails_on_a_gpu_node() -> None:
-    assert judge_driver(HOST, None).outcome is Outcome.FAILED
+    assert judge_driver(HOST, None, TABLES).outcome is Outcome.FAILED
 
 
 # ------------------------------------------------------------------ inside the container
@@ -140,7 +141,7 @@ def test_the_images_own_libcuda_fails() -> None:
 
 
 def test_a_gpu_without_kernels_fails() -> None:
-    check = judge_capabilities((Visible("0", replace(GPU, capability=(12, 0), name="RTX 5090")),), ("sm_90",))
+    check = judge_capabilities((Visible("0", replace(GPU, capability=(12, 0), name="RTX 5090")),), ("sm_90",), TABLES)
     assert check.outcome is Outcome.FAILED
     assert "sm_120" in (check.cause or "")
 

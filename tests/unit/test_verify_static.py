@@ -6,17 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from sifkit.errors import UsageError
+from sifkit.compat.tables import has_kernels
 from sifkit.model import Lock, LockedPackage
 from sifkit.verify.checks import Outcome
 from sifkit.verify.elf import ElfFacts, ElfObject, Torch
-from sifkit.verify.gpus import capability_of, has_kernels, oldest_driver
+from sifkit.verify.gpus import judge_architectures
 from sifkit.verify.static import (
     Compiler,
     Distribution,
     ImageFacts,
     Import,
-    judge_architectures,
     judge_compiler,
     judge_imports,
     judge_origin,
@@ -24,6 +23,7 @@ from sifkit.verify.static import (
     judge_static,
     parse_facts,
 )
+from tests.conftest import TABLES
 
 SITE = "/opt/venv/lib/python3.13/site-packages"
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
@@ -55,7 +55,7 @@ LOCK = lock_of(torch="2.9.1", torchaudio="2.9.1")
 
 
 def test_a_good_image_passes_every_check() -> None:
-    checks = judge_static(FACTS, LOCK, ("A100", "H100"))
+    checks = judge_static(FACTS, LOCK, ("A100", "H100"), TABLES)
     assert {check.name: check.outcome for check in checks if check.outcome is not Outcome.PASSED} == {}
 
 
@@ -133,13 +133,15 @@ def test_the_origin_of_what_could_not_be_imported_is_not_judged() -> None:
     [("A100", (8, 0)), ("rtx-4090", (8, 9)), ("NVIDIA H100", (9, 0)), ("Tesla V100", (7, 0)), ("b200", (10, 0))],
 )
 def test_models_are_found_as_sites_write_them(model: str, capability: tuple[int, int]) -> None:
-    assert capability_of(model) == capability
+    gpu = TABLES.gpu(model)
+    assert gpu is not None
+    assert gpu.pair == capability
 
 
 def test_an_unknown_model_suggests_the_nearest() -> None:
-    with pytest.raises(UsageError) as raised:
-        capability_of("H1000")
-    assert raised.value.fix == "did you mean H100?"
+    assert TABLES.gpu("H1000") is None
+    check = judge_architectures(ARCHITECTURES, "12.8", ("A100", "H1000"), TABLES)
+    assert (check.outcome, check.fix) == (Outcome.WARNED, "did you mean H100?")
 
 
 @pytest.mark.parametrize(
@@ -166,19 +168,20 @@ def test_ptx_runs_on_what_comes_later_and_special_code_only_on_its_own() -> None
 
 
 def test_a_gpu_without_kernels_fails_before_anybody_queues() -> None:
-    check = judge_architectures(("sm_80", "sm_90"), "12.4", ("A100", "B200"))
+    check = judge_architectures(("sm_80", "sm_90"), "12.4", ("A100", "B200"), TABLES)
     assert check.outcome is Outcome.FAILED
     assert check.message == "none for B200"
+    assert "has kernels for them" in (check.fix or "")
 
 
 def test_kernels_are_not_judged_without_gpu_models_or_torch() -> None:
-    assert judge_architectures(ARCHITECTURES, "12.8", ()).outcome is Outcome.NOT_RUN
-    assert judge_architectures((), None, ("A100",)).outcome is Outcome.NOT_RUN
+    assert judge_architectures(ARCHITECTURES, "12.8", (), TABLES).outcome is Outcome.NOT_RUN
+    assert judge_architectures((), None, ("A100",), TABLES).outcome is Outcome.NOT_RUN
 
 
 def test_cuda_major_versions_have_their_oldest_driver() -> None:
-    assert oldest_driver("12.8") == "525.60.13"
-    assert oldest_driver("99.0") is None
+    assert TABLES.oldest_driver("12.8") == "525.60.13"
+    assert TABLES.oldest_driver("99.0") is None
 
 
 def test_missing_python_headers_are_explained() -> None:
