@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 IMAGE  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv apptainer sif verify test test-fast check goldens schema bench clean
+.PHONY: help venv apptainer sif verify test test-fast check goldens schema compat matrix resolvers bench clean
 
 help:            ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -38,6 +38,15 @@ goldens: venv    ## rewrite tests/golden from what is rendered now; read the dif
 
 schema: venv     ## rewrite the editors' JSON Schemas
 	@$(BIN)/python -m sifkit.schema
+
+compat: venv     ## read the compatibility tables again from the package index; read the diff
+	@$(BIN)/sifkit compat update
+
+matrix: venv apptainer ## build and verify IMAGES=… on the CPU, and record them in docs/images.md
+	@$(BIN)/python -m bench.images $(if $(CHECKOUT),--checkout $(CHECKOUT)) $(if $(CONFIG),--config $(CONFIG)) $(IMAGES)
+
+resolvers: venv  ## ask pip and uv what sifkit refuses; recorded in docs/compatibility.md
+	@$(BIN)/python -m bench.resolvers
 
 bench: venv apptainer ## measure: sifkit against the hand-written definition, in one run
 	@$(BIN)/python -m bench
