@@ -39,7 +39,7 @@ def torch_python(question: Question) -> Iterator[Finding]:
         "torch-python",
         Severity.ERROR,
         f"Python {python}",
-        f"torch {build.version} has wheels for Python {build.pythons[0]} to {build.pythons[-1]}, not {python}",
+        f"torch {build.version} and its set have wheels for Python {build.pythons[0]} to {build.pythons[-1]}, not {python}",
         f"base: {bases[-1] if bases else '…'} with its Python{_or(other)}",
         build.source[0],
     )

@@ -52,7 +52,7 @@ class TorchBuild(Strict):
     torchvision: Version | None  # None: none on that index fits this torch
     torchaudio: Version | None
     triton: str | None  # as torch pins it: "==3.5.1"
-    pythons: tuple[MinorVersion, ...]
+    pythons: tuple[MinorVersion, ...]  # for which the whole set has wheels
     glibc: MinorVersion  # the oldest whose symbols its libraries need
     architectures: tuple[OneWord, ...]  # that its kernels were compiled for
     cxx11_abi: bool  # _GLIBCXX_USE_CXX11_ABI

@@ -107,15 +107,16 @@ def _torch_build(
         triton, toolkit = wheel.requirement("triton"), wheel.requirement("cuda-toolkit")
         filename = wheel.filename
     vision, audio = _belonging(visions, torch, cuda), _belonging(audios, torch, cuda)
+    companions = [found for found in (vision, audio) if found]
     nvcc, nvcc_wheel = _nvcc(index, toolkit, cuda)
-    sources = [filename, *(found.filename for found in (vision, audio) if found), *([nvcc_wheel] if nvcc else [])]
+    sources = [filename, *(found.filename for found in companions), *([nvcc_wheel] if nvcc else [])]
     return TorchBuild(
         version=str(torch),
         cuda=cuda,
         torchvision=str(vision.version) if vision else None,
         torchaudio=str(audio.version) if audio else None,
         triton=str(triton.specifier) if triton else None,
-        pythons=_pythons(files),
+        pythons=tuple(python for python in _pythons(files) if all(python in found.pythons for found in companions)),
         glibc=max((library.glibc() for library in libraries), key=Version),
         architectures=_architectures(python_library, filename),
         cxx11_abi=any(_is_of_cxx11_abi(symbol) for library in libraries for symbol in library.undefined()),
@@ -139,9 +140,8 @@ def _architectures(library: bytes, filename: str) -> tuple[str, ...]:
 
 
 def _pythons(files: Iterable[DistributionPackage]) -> tuple[str, ...]:
-    names = [WheelName.parse(file.filename) for file in files]
-    found = {python for name in names if name for python in name.pythons}
-    return tuple(sorted(found, key=Version))
+    names = [name for file in files if (name := WheelName.parse(file.filename))]
+    return tuple(python for python in PYTHONS if any(name.runs_on(python) for name in names))
 
 
 def _one_of(files: Sequence[DistributionPackage]) -> DistributionPackage:
@@ -175,6 +175,7 @@ class Companion:
 
     version: Version
     filename: str
+    pythons: tuple[str, ...]  # that it has wheels for
     torch: SpecifierSet | None  # in its metadata
     cuda: str | None  # it was compiled for
     stable: bool  # uses torch's stable C interface alone, and so runs with newer releases of torch
@@ -185,12 +186,12 @@ def _companions(index: Index, project: str, oldest: Version, progress: Progress)
 
     def read(version: Version) -> Companion:
         with index.open(_one_of(wheels[version])) as wheel:
-            return _companion(wheel, project)
+            return _companion(wheel, project, _pythons(wheels[version]))
 
     return _each(project, sorted(wheels), read, progress)
 
 
-def _companion(wheel: Wheel, project: str) -> Companion:
+def _companion(wheel: Wheel, project: str, pythons: tuple[str, ...]) -> Companion:
     name = WheelName.parse(wheel.filename)
     assert name is not None
     required = wheel.requirement("torch")
@@ -199,6 +200,7 @@ def _companion(wheel: Wheel, project: str) -> Companion:
     return Companion(
         Version(name.version.public),
         wheel.filename,
+        pythons,
         required.specifier if required else None,
         f"{local[1]}.{local[2]}" if local else _python_constant(own, "cuda"),
         _is_stable(wheel, project),
