@@ -1,6 +1,8 @@
-"""Build time against the definition that a user writes by hand today: same base, same host, one run.
+"""What sifkit promises in figures, each against the way that people have today: same host, one run.
 
-Prints a table, and writes it into docs/benchmarks.md. Needs about 30 GB of space and a quarter of an hour.
+    python -m bench [build] [audit]
+
+Prints tables, and writes them into docs/benchmarks.md. The build needs about 30 GB of space and a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -17,18 +19,19 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench import audit, page
 from sifkit import execute, site
 from sifkit.apptainer import Apptainer
 from sifkit.deffile import HOST_DIR
+from sifkit.errors import SifkitError, UsageError
 from sifkit.execute import Timings, Tools, Workshop
 from sifkit.model import Image
 from sifkit.progress import PlainProgress
 from sifkit.run import Command, Runner
 from sifkit.spec import DEFAULT_IMAGE, Project
+from sifkit.store import Store
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- make bench: begin -->\n", "<!-- make bench: end -->\n"
 
 HAND_WRITTEN = """\
 Bootstrap: localimage
@@ -115,18 +118,48 @@ def table(rows: list[Measured]) -> str:
     for row in rows:
         size = f"{row.size / 1e9:.2f} GB" if row.size else ""
         lines.append(f"| {row.what} | {row.seconds:.1f} s | {first.seconds / row.seconds:.1f} | {size} |")
-    where = f"{os.cpu_count()} processors, {os.uname().sysname} {os.uname().release.split('-')[0]}"
-    return "\n".join([f"{time.strftime('%Y-%m-%d')}, {where}:", "", *lines]) + "\n"
+    return "\n".join([f"{where()}:", "", *lines]) + "\n"
+
+
+def where() -> str:
+    """When, and on what."""
+    machine = f"{os.cpu_count()} processors, {os.uname().sysname} {os.uname().release.split('-')[0]}"
+    return f"{time.strftime('%Y-%m-%d')}, {machine}"
+
+
+def builds(work: Path) -> None:
+    """Building the default image against the hand-written definition."""
+    record("make bench", table(measure(work)))
+
+
+def audits(work: Path) -> None:
+    """Reading every compiled file of the default image against `ldd` on each."""
+    environ = dict(os.environ)
+    image = Store(Project(ROOT).images).sif(DEFAULT_IMAGE)
+    if not image.is_file():
+        raise UsageError(f"{image} is not there", "build it first: make sif")
+    rows = audit.measure(image, Apptainer.find(Runner(environ)), work)
+    record("make bench, audit", f"{where()}:\n\n{audit.table(rows)}")
+
+
+def record(what: str, text: str) -> None:
+    """On standard output, and into docs/benchmarks.md."""
+    sys.stdout.write(text)
+    page.write("benchmarks.md", what, text)
+
+
+PARTS = {"build": builds, "audit": audits}
 
 
 def main() -> int:
-    """Measure, print, record."""
-    with tempfile.TemporaryDirectory(prefix="sifkit-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as work:
-        text = table(measure(Path(work)))
-    sys.stdout.write(text)
-    if PAGE.is_file():
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(before + BEGIN + text + END + rest.partition(END)[2])
+    """Measure all parts, or those that are named."""
+    try:
+        for name in sys.argv[1:] or PARTS:
+            with tempfile.TemporaryDirectory(prefix="sifkit-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as work:
+                PARTS[name](Path(work))
+    except SifkitError as error:
+        sys.stderr.write(f"error: {error.message}\n" + (f"fix: {error.fix}\n" if error.fix else ""))
+        return error.exit
     return 0
 
 

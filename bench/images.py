@@ -70,7 +70,9 @@ def verify(name: str, checkout: Path | None, config: Path | None) -> str:
 
 def recorded() -> dict[str, str]:
     """What earlier runs left: image → results."""
-    found = re.findall(r"^\| (\S+) \|(?:[^|]*\|){5}[^|]*?GB (\|.*)$", page.read("images.md", "matrix"), re.MULTILINE)
+    found = re.findall(
+        r"^\| (\S+) \|(?:[^|]*\|){5}[^|]*?GB (\|.*)$", page.read("images.md", "make matrix"), re.MULTILINE
+    )
     return {name: kept for name, kept in found if kept != NOT_BUILT}
 
 
@@ -78,7 +80,7 @@ def record(done: dict[str, str], tables: Tables) -> None:
     """Write the table: every image of definitions/, with its results where there are some."""
     rows = [row(name, tables, done.get(name, NOT_BUILT)) for name in sorted(PROJECT.names(), reverse=True)]
     where = f"{os.cpu_count()} processors, {time.strftime('%Y-%m-%d')}; times are of single runs:\n\n"
-    page.write("images.md", "matrix", where + HEAD + "\n".join(rows) + "\n")
+    page.write("images.md", "make matrix", where + HEAD + "\n".join(rows) + "\n")
 
 
 def main() -> int:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sifkit.errors import UsageError
+
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def read(page: str, target: str) -> str:
-    """What stands between the marks of `make TARGET`."""
-    begin, end = _marks(target)
-    return (DOCS / page).read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
+def read(page: str, what: str) -> str:
+    """What stands between the marks of WHAT, a command that writes it. Raises `UsageError` for a page without them."""
+    return _parts(page, what)[1]
 
 
-def write(page: str, target: str, text: str) -> None:
-    """Replace it. Raises `ValueError` for a page without the marks."""
-    begin, end = _marks(target)
+def write(page: str, what: str, text: str) -> None:
+    """Replace it. Raises `UsageError` for a page without the marks."""
+    before, _, after = _parts(page, what)
+    (DOCS / page).write_text(before + text + after, encoding="utf-8")
+
+
+def _parts(page: str, what: str) -> tuple[str, str, str]:
+    begin, end = f"<!-- {what}: begin -->\n", f"<!-- {what}: end -->\n"
     before, found, rest = (DOCS / page).read_text(encoding="utf-8").partition(begin)
-    if not found or end not in rest:
-        raise ValueError(f"docs/{page} has no marks of make {target}")
-    (DOCS / page).write_text(before + begin + text + end + rest.partition(end)[2], encoding="utf-8")
-
-
-def _marks(target: str) -> tuple[str, str]:
-    return f"<!-- make {target}: begin -->\n", f"<!-- make {target}: end -->\n"
+    text, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise UsageError(f"docs/{page}: the marks are not there", f"add these two lines:\n{begin}{end}")
+    return before + begin, text, end + after

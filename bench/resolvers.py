@@ -25,15 +25,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from uv import find_uv_bin
 
+from bench import page
 from sifkit.compat.findings import Severity
-from sifkit.errors import CommandFailed, HostError, SifkitError, UsageError
+from sifkit.errors import CommandFailed, HostError, SifkitError
 from sifkit.resolve import platform_of
 from sifkit.run import Command, Runner
 from sifkit.tables import known_extras, known_sdists
 from tests.compat.test_combinations import TABLE, Combination, found
 
-PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
-BEGIN, END = "<!-- make resolvers: begin -->\n", "<!-- make resolvers: end -->\n"
+PAGE, MARKS = "compatibility.md", "make resolvers"
 
 LIMIT = timedelta(minutes=5)  # for one question
 AT_ONCE = 2
@@ -364,27 +364,6 @@ def versions_of(asker: Asker) -> str:
     return ", ".join([*(f"pip {pip} (Python {', '.join(names)})" for pip, names in pips.items()), f"uv {of_uv}"])
 
 
-@dataclass(frozen=True)
-class Page:
-    """What stands before and after the marks."""
-
-    before: str
-    after: str
-
-    @classmethod
-    def read(cls, path: Path) -> Page:
-        """Raises `UsageError` when the page has no marks."""
-        before, begin, rest = path.read_text().partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not (begin and end):
-            raise UsageError(f"{path}: the marks are not there", f"add these two lines:\n{BEGIN}{END}")
-        return cls(before, after)
-
-    def around(self, text: str) -> str:
-        """The whole page."""
-        return self.before + BEGIN + text + END + self.after
-
-
 # ------------------------------------------------------------------------------------------ all of it
 
 
@@ -417,10 +396,10 @@ def prepare(pythons: Iterable[str], scratch: Path) -> Asker:
 def main() -> int:
     """Ask, print, record."""
     try:
-        Page.read(PAGE)  # before a quarter of an hour is spent
+        page.read(PAGE, MARKS)  # before a quarter of an hour is spent
         with tempfile.TemporaryDirectory(prefix="sifkit-resolvers-") as scratch:
             text = measure(Path(scratch))
-        PAGE.write_text(Page.read(PAGE).around(text))
+        page.write(PAGE, MARKS, text)
     except SifkitError as error:
         sys.stderr.write(f"error: {error.message}\n" + (f"fix: {error.fix}\n" if error.fix else ""))
         return error.exit
