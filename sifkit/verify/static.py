@@ -54,6 +54,16 @@ class Compiler:
 
 
 @dataclass(frozen=True)
+class Nvcc:
+    """The CUDA compiler that extensions would be built with, and what it said of a kernel."""
+
+    program: str
+    release: str | None  # "13.0"
+    works: bool
+    said: str
+
+
+@dataclass(frozen=True)
 class ImageFacts:
     """What probes/image.py found in the image."""
 
@@ -62,6 +72,7 @@ class ImageFacts:
     distributions: tuple[Distribution, ...]
     elf: ElfFacts
     compiler: Compiler
+    nvcc: Nvcc | None
     imports: tuple[Import, ...]
     importing: str | None  # the import during which the interpreter died
     outside: tuple[tuple[str, str], ...]  # modules loaded from outside the image, and their files
@@ -88,6 +99,7 @@ def parse_facts(answer: dict[str, Any]) -> ImageFacts:
         ),
         elf=elf,
         compiler=Compiler(compiler["program"], compiler["works"], compiler["said"]),
+        nvcc=Nvcc(**answer["nvcc"]) if answer["nvcc"] else None,
         imports=tuple(Import(i["module"], i["seconds"], i["error"]) for i in answer["imports"]),
         importing=answer.get("importing"),
         outside=tuple((o["module"], o["file"]) for o in answer["outside"]),
@@ -110,6 +122,7 @@ def judge_static(
         judge_origin(facts),
         judge_architectures(facts.architectures, facts.torch_cuda, gpu_models, tables),
         judge_compiler(facts.compiler),
+        *judge_nvcc(facts),
     )
 
 
@@ -187,3 +200,26 @@ def judge_compiler(compiler: Compiler) -> Check:
     return failed(
         Level.STATIC, name, compiler.said.strip()[-300:], cause, "add gcc, libc6-dev and python3-dev to apt in the spec"
     )
+
+
+def judge_nvcc(facts: ImageFacts) -> tuple[Check, ...]:
+    """nvcc of torch's CUDA compiles a kernel. Asked of images that have it, or DeepSpeed, which does not import without."""
+    name, found = "nvcc compiles for torch", facts.nvcc
+    if found is None:
+        if facts.version_of("deepspeed") is None:
+            return ()
+        cause = "deepspeed looks for nvcc when it is imported, and accelerate imports it wherever it is installed"
+        fix = "extras: [deepspeed] brings nvcc of torch's CUDA; or leave deepspeed out"
+        return (failed(Level.STATIC, name, "no nvcc, and deepspeed is installed", cause, fix),)
+    said = f"{found.program}, CUDA {found.release}; torch has {facts.torch_cuda}"
+    if found.release and facts.torch_cuda and found.release.split(".")[0] != facts.torch_cuda.split(".")[0]:
+        cause = "torch refuses to build extensions with another major version of CUDA"
+        return (failed(Level.STATIC, name, said, cause, f"nvcc of CUDA {facts.torch_cuda}, or none"),)
+    if not found.works:
+        last = found.said.strip()[-300:]
+        cause = "headers or libraries of the CUDA toolkit are missing, or it does not take the image's C++ compiler"
+        return (failed(Level.STATIC, name, last, cause, "add g++ to apt; extras: [deepspeed] brings a whole toolkit"),)
+    if found.release != facts.torch_cuda:
+        cause = "extensions are built with another minor version than torch was"
+        return (warned(Level.STATIC, name, said, cause, f"nvcc of CUDA {facts.torch_cuda}"),)
+    return (passed(Level.STATIC, name, said),)

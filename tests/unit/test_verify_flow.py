@@ -35,7 +35,7 @@ exit {code}
 GOOD = """{"python": "3.13.5", "user_site": false, "distributions": [],
 "elf": {"machine": "EM_X86_64", "objects": [], "libraries": [], "extensions": [], "seconds": 0.1,
   "torch": {"version": "2.9.1", "cuda": "12.8", "architectures": ["sm_80"], "cxx11_abi": true}},
-"compiler": {"program": "gcc", "works": true, "said": ""},
+"compiler": {"program": "gcc", "works": true, "said": ""}, "nvcc": null,
 "imports": [{"module": "torch", "seconds": 1.0, "error": %s}],
 "outside": []}"""
 

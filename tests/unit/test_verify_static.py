@@ -16,8 +16,10 @@ from sifkit.verify.static import (
     Distribution,
     ImageFacts,
     Import,
+    Nvcc,
     judge_compiler,
     judge_imports,
+    judge_nvcc,
     judge_origin,
     judge_packages,
     judge_static,
@@ -38,6 +40,7 @@ FACTS = ImageFacts(
     distributions=(Distribution("torch", "2.9.1"), Distribution("torchaudio", "2.9.1")),
     elf=ELF,
     compiler=Compiler("/usr/bin/gcc", True, ""),
+    nvcc=None,
     imports=(Import("torch", 3.0, None),),
     importing=None,
     outside=(),
@@ -214,6 +217,7 @@ def test_an_answer_that_ended_during_an_import_is_still_read() -> None:
             "seconds": 0.5,
         },
         "compiler": {"program": None, "works": False, "said": ""},
+        "nvcc": None,
         "imports": [],
         "importing": "torch",
         "outside": [],
@@ -222,3 +226,29 @@ def test_an_answer_that_ended_during_an_import_is_still_read() -> None:
     assert facts.importing == "torch"
     assert facts.version_of("pyyaml") == "6.0.3"
     assert (facts.torch_cuda, facts.architectures) == ("12.8", ("sm_90",))  # read, though torch did not import
+
+
+# ------------------------------------------------------------------ nvcc
+
+NVCC = Nvcc("/usr/local/cuda/bin/nvcc", "12.8", True, "")
+DEEPSPEED = (*FACTS.distributions, Distribution("deepspeed", "0.18.4"))
+
+
+def test_an_image_without_nvcc_and_without_deepspeed_is_not_asked_for_it() -> None:
+    assert judge_nvcc(FACTS) == ()
+
+
+@pytest.mark.parametrize(
+    ("nvcc", "outcome", "said"),
+    [
+        (None, Outcome.FAILED, "no nvcc, and deepspeed is installed"),
+        (NVCC, Outcome.PASSED, "/usr/local/cuda/bin/nvcc, CUDA 12.8; torch has 12.8"),
+        (replace(NVCC, release="12.4"), Outcome.WARNED, "CUDA 12.4; torch has 12.8"),
+        (replace(NVCC, release="13.0"), Outcome.FAILED, "CUDA 13.0; torch has 12.8"),
+        (replace(NVCC, works=False, said="cannot find -lcudart"), Outcome.FAILED, "cannot find -lcudart"),
+    ],
+)
+def test_nvcc_must_be_torchs_and_compile(nvcc: Nvcc | None, outcome: Outcome, said: str) -> None:
+    (check,) = judge_nvcc(replace(FACTS, nvcc=nvcc, distributions=DEEPSPEED))
+    assert (check.outcome, said in check.message) == (outcome, True)
+    assert check.fix or outcome is Outcome.PASSED

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import site
 import subprocess
@@ -35,12 +36,14 @@ def main(answer_path, modules):
         "path": sys.path[1:],
         "distributions": _distributions(),
         "compiler": _compiler(),
+        "nvcc": None,
         "imports": [],
         "outside": [],
     }
     answer["elf"] = elf.read_environment(
         elf.interpreter_trees(), sys.executable, [*elf.library_path(), *elf.cache_folders()]
     )
+    answer["nvcc"] = _nvcc((answer["elf"]["torch"] or {}).get("architectures") or [])
     _write(answer_path, answer)
     for module in modules:
         answer["importing"] = module
@@ -79,6 +82,42 @@ def _compiler():
         command = [program, source, "-O1", "-shared", "-fPIC", "-I" + os.path.dirname(header)]
         done = subprocess.run([*command, "-o", os.path.join(folder, "probe.so")], capture_output=True, text=True)
     return {"program": program, "works": done.returncode == 0, "said": done.stderr[-2000:]}
+
+
+# What torch's own headers include; cudart is linked as torch.utils.cpp_extension does.
+_CUDA_SOURCE = """
+#include <cublas_v2.h>
+#include <cuda_bf16.h>
+#include <cusolverDn.h>
+#include <cusparse.h>
+__global__ void add(__nv_bfloat16 *x) { x[threadIdx.x] += __float2bfloat16(1.0f); }
+extern "C" int probe(__nv_bfloat16 *x) { add<<<1, 32>>>(x); return (int)cudaGetLastError(); }
+"""
+
+
+def _nvcc(architectures):
+    """nvcc where torch.utils.cpp_extension looks for it, and what it says to a kernel for the newest architecture.
+
+    None: there is none. Source: torch/utils/cpp_extension.py, _find_cuda_home.
+    """
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    found = shutil.which("nvcc")
+    home = home or (os.path.dirname(os.path.dirname(found)) if found else "/usr/local/cuda")
+    program = os.path.join(home, "bin", "nvcc")
+    if not os.path.exists(program):
+        return None
+    version = subprocess.run([program, "--version"], capture_output=True, text=True)
+    release = re.search(r"release (\d+\.\d+)", version.stdout)
+    binary = [name for name in architectures if re.match(r"sm_\d+$", name)]
+    with tempfile.TemporaryDirectory(dir=os.environ.get("SIFKIT_WORK")) as folder:
+        source = os.path.join(folder, "probe.cu")
+        with open(source, "w") as file:
+            file.write(_CUDA_SOURCE)
+        command = [program, source, "-shared", "-Xcompiler", "-fPIC", "-L" + os.path.join(home, "lib64"), "-lcudart"]
+        command += ["-arch=" + binary[-1]] if binary else []
+        done = subprocess.run([*command, "-o", os.path.join(folder, "probe.so")], capture_output=True, text=True)
+    said = (done.stdout + done.stderr)[-2000:]
+    return {"program": program, "release": release and release[1], "works": done.returncode == 0, "said": said}
 
 
 def _try_import(module):
