@@ -27,6 +27,7 @@ from sifkit.model import (
 HOST_DIR = "/var/cache/sifkit"  # bound for the time of a build: caches, certificates, site settings; empty in the image
 IMAGE_DIR = "/opt/sifkit"  # what the image was made from
 VENV = "/opt/venv"
+CUDA_HOME = "/usr/local/cuda"
 
 # Python itself, certificates for plain builds, and what `python3 -m venv` needs.
 PYTHON_PACKAGES = ("ca-certificates", "python3", "python3-venv")
@@ -185,9 +186,27 @@ grep -A1 '^uv==' {IMAGE_DIR}/requirements.lock > {VENV}/uv.lock
     --build-constraints {IMAGE_DIR}/requirements.lock \\
     -r {IMAGE_DIR}/requirements.lock
 
-# A plain build filled these caches itself; under sifkit they are the host's, and stay.
+{_toolkit(image)}# A plain build filled these caches itself; under sifkit they are the host's, and stay.
 [ -e {HOST_DIR}/site.sh ] || rm -rf {HOST_DIR}/pip {HOST_DIR}/uv
 rm -rf {VENV}/uv.lock /root/.cache"""
+
+
+def _toolkit(image: Image) -> str:
+    """/usr/local/cuda of the wheels' nvcc, headers and libraries, whose names linkers look for without versions."""
+    if image.resolution.toolkit is None:
+        return ""
+    wheels = f"{VENV}/lib/python{image.spec.python}/site-packages/{image.resolution.toolkit}"
+    return f"""\
+# A CUDA toolkit where everybody looks for it, of links into the wheels.
+mkdir -p {CUDA_HOME}/lib64
+for part in bin include nvvm; do ln -s {wheels}/$part {CUDA_HOME}/$part; done
+for library in {wheels}/lib/*; do
+    name=${{library##*/}}
+    ln -sf "$library" "{CUDA_HOME}/lib64/$name"
+    case $name in *.so.*) ln -sf "$library" "{CUDA_HOME}/lib64/${{name%%.so.*}}.so" ;; esac
+done
+
+"""
 
 
 def _torch_backend(image: Image) -> str:
@@ -199,6 +218,7 @@ def _tail(image: Image, sifkit_version: str) -> list[str]:
     spec = image.spec
     environment = [f'export PATH={VENV}/bin:"$PATH"']
     environment += ["# The user's ~/.local would shadow the image where $HOME is mounted.", "export PYTHONNOUSERSITE=1"]
+    environment += [f"export CUDA_HOME={CUDA_HOME}"] if image.resolution.toolkit else []
     environment += [f"export {name}={quote(value)}" for name, value in sorted(spec.env.items())]
     wanted = labels(image, sifkit_version=sifkit_version)
     return [

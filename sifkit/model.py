@@ -298,7 +298,7 @@ class Resolution:
     torch_backend: str | None  # cu126 and the like, when the package index's own torch is for another CUDA
     constraints: tuple[str, ...] = ()  # which releases to keep clear of, where a package is needed at all
     apt: tuple[str, ...] = ()  # Debian packages that extras need
-    cuda_home: str | None = None  # directory of nvcc below site-packages, where an extra compiles
+    toolkit: str | None = None  # nvidia/cu13: where wheels put nvcc below site-packages, if an extra compiles with it
 
     def digest(self) -> str:
         """Identity of what a lock depends on; a lock carries it, so that a stale one is known without a resolver."""

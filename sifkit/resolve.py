@@ -37,10 +37,13 @@ def resolution(spec: ImageSpec, tables: Tables) -> Resolution:
     check_python(spec)
     extras = [extra_named(name) for name in spec.extras]
     build, default = tables.build(spec.torch.version, spec.torch.cuda), tables.default_build(spec.torch.version)
+    own_sdists = [name for extra in extras for name in extra.sdists]
+    toolkit = _toolkit(spec, build) if any(extra.nvcc for extra in extras) else None
     packages = (
         *_torch_set(spec, build or default),
         f"llamafactory=={spec.llamafactory.version}",
         *(requirement for name in spec.extras for requirement in _requirements(name, spec, tables)),
+        *((build.nvcc,) if toolkit and build and build.nvcc else ()),
         *spec.packages,
         "setuptools",  # builds the few packages without wheels, pinned like everything else
         "uv",  # installs the lock; stays in the image for users' overlays
@@ -49,11 +52,17 @@ def resolution(spec: ImageSpec, tables: Tables) -> Resolution:
         requirements=packages,
         python=spec.python,
         platform=platform_of(spec),
-        sdists=tuple(sorted({*(row.name for row in known_sdists()), *spec.sdists})),
+        sdists=tuple(sorted({*(row.name for row in known_sdists()), *own_sdists, *spec.sdists})),
         torch_backend=_backend(spec, default),
+        toolkit=toolkit,
         apt=tuple(sorted({package for extra in extras for package in extra.apt})),
         constraints=constraints(Question(spec, Target(), tables)),
     )
+
+
+def _toolkit(spec: ImageSpec, build: TorchBuild | None) -> str | None:
+    """Where NVIDIA's wheels put nvcc; None where no wheel brings it, and the base has to."""
+    return f"nvidia/cu{spec.torch.cuda.partition('.')[0]}" if build and build.nvcc else None
 
 
 def _torch_set(spec: ImageSpec, build: TorchBuild | None) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ class Extra(Strict):
 
     requires: tuple[str, ...]
     apt: tuple[DebianPackage, ...] = ()
+    sdists: tuple[OneWord, ...] = ()  # published as source archives alone
     nvcc: bool = False  # compiles CUDA code at run time
     source: str
 

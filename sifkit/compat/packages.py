@@ -155,7 +155,7 @@ def pairs(question: Question) -> Iterator[Finding]:
     """Known pairs that resolvers accept and that fail: chosen already, or with no way around for the resolver."""
     for pair in question.tables.pairs:
         have = version_of_other(question, pair)
-        if have is None or overlap(have, specifier_of(pair.needs)):
+        if have is None or overlap(have, specifier_of(pair.needs)) or not _wanted(question, pair.package):
             continue
         pin = question.pinned.get(pair.package)
         if pin and pin.version:
@@ -181,9 +181,18 @@ def version_of_other(question: Question, pair: Pair) -> SpecifierSet | None:
     return question.llamafactory.specifiers(pair.other) if question.llamafactory else None
 
 
+def _wanted(question: Question, package: str) -> bool:
+    """Whether the package gets into the image at all: what is tied to torch only when it is asked for."""
+    return not question.tables.releases(package) or package in question.spec.extras or package in question.pinned
+
+
 def _avoidable(question: Question, pair: Pair) -> bool:
     row = question.llamafactory
-    return row is None or overlap(row.specifiers(pair.package), specifier_of(pair.instead))
+    asked = row.specifiers(pair.package) if row else SpecifierSet()
+    for requirement in row.extra(pair.package) if row and pair.package in question.spec.extras else ():
+        if canonicalize_name(requirement.name) == pair.package:
+            asked &= requirement.specifier
+    return overlap(asked, specifier_of(pair.instead))
 
 
 def constraints(question: Question) -> tuple[str, ...]:
@@ -191,7 +200,7 @@ def constraints(question: Question) -> tuple[str, ...]:
     told = []
     for pair in question.tables.pairs:
         have = version_of_other(question, pair)
-        if have is not None and not overlap(have, specifier_of(pair.needs)):
+        if have is not None and not overlap(have, specifier_of(pair.needs)) and _wanted(question, pair.package):
             told.append(f"{pair.package}{pair.instead}")
     return tuple(told)
 

@@ -163,7 +163,7 @@ def _nvcc(index: Index, toolkit: Requirement | None, cuda: str) -> tuple[str | N
     with index.open(wheels[max(wheels)][-1]) as wheel:
         if not any(name.endswith("/bin/nvcc") for name in wheel.names):
             return None, ""
-    return f"cuda-toolkit[nvcc]{toolkit.specifier}" if toolkit else f"{project}=={cuda}.*", wheel.filename
+    return f"cuda-toolkit[cccl,crt,nvcc,nvvm]{toolkit.specifier}" if toolkit else f"{project}=={cuda}.*", wheel.filename
 
 
 # ---------------------------------------------------------------------------------------------- companions

@@ -89,7 +89,7 @@ def test_a_build_is_read_from_the_files_of_its_wheels(index: Path) -> None:
     assert row.cxx11_abi
     assert row.torchvision == "0.99.0"
     assert row.torchaudio == "2.98.0"  # of 13.7: the newer one was compiled for 13.6, and dies when it is imported
-    assert row.nvcc == "cuda-toolkit[nvcc]==13.7.1"
+    assert row.nvcc == "cuda-toolkit[cccl,crt,nvcc,nvvm]==13.7.1"
     assert f"torch-2.99.0-{LINUX}.whl" in row.source
 
 
