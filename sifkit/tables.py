@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from sifkit import yamlfile
 from sifkit.model import DebianPackage, MinorVersion, OneWord, Strict
@@ -26,6 +30,7 @@ class Extra(Strict):
     """An optional stack of LLaMA-Factory."""
 
     requires: tuple[str, ...]
+    modules: tuple[str, ...]  # that can be imported where it is installed
     apt: tuple[DebianPackage, ...] = ()
     sdists: tuple[OneWord, ...] = ()  # published as source archives alone
     nvcc: bool = False  # compiles CUDA code at run time
@@ -67,3 +72,11 @@ def known_extras() -> dict[str, Extra]:
 def known_sdists() -> tuple[Sdist, ...]:
     """Packages that may be built from source in every image."""
     return yamlfile.load(_DATA / "sdists.yaml", _Sdists).sdists
+
+
+def modules_of_extras(installed: Collection[str]) -> tuple[str, ...]:
+    """What the extras among `installed` (normalised names) must be able to import."""
+    names = {name: canonicalize_name(Requirement(extra.requires[0]).name) for name, extra in known_extras().items()}
+    return tuple(
+        module for name, extra in known_extras().items() if names[name] in installed for module in extra.modules
+    )

@@ -36,7 +36,9 @@ def audit(
     json_: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Read every compiled file, without a GPU and without running any: libraries, symbol versions, torch's C++ ABI.
+    """Read every compiled file: does it fit?
+
+    Libraries, symbol versions, torch's C++ ABI, architectures; without a GPU and without running anything of it.
 
     Exit code 1: something does not fit.
     """

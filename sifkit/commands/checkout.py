@@ -21,7 +21,10 @@ def checkout(
     json_: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Bring a LLaMA-Factory checkout: git tag where git hosting is reached, else the package index's source archive."""
+    """Bring a LLaMA-Factory checkout.
+
+    The git tag where git hosting is reached, else the package index's source archive.
+    """
     tools = make_tools(project, site_file, verbose)
     target = directory or Path(f"LLaMA-Factory-{version}")
     sources = stamp.checkout_sources(tools)

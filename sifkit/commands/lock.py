@@ -38,7 +38,7 @@ def lock(
     json_: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Resolve specs to locks: every package with version, file and hash."""
+    """Resolve specs to locks, hashes included."""
     tools = make_tools(project, site_file, verbose)
     names = [image_name(name, tools) for name in images] if images else tools.project.names()
     results = [_lock_one(name, tools, check=check, upgrade=upgrade, trust=no_check) for name in names]

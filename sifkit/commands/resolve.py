@@ -50,7 +50,9 @@ def resolve(
     json_: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Choose the newest torch, CUDA, Python and base that fit LLaMA-Factory, GPUs and driver; say what limited them.
+    """Choose pins: the newest set that fits.
+
+    torch, CUDA, Python and base from LLaMA-Factory, GPUs, driver and extras, with what limited them.
 
     Without IMAGE the spec goes to standard output.
     """

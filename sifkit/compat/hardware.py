@@ -39,10 +39,14 @@ def torch_python(question: Question) -> Iterator[Finding]:
         "torch-python",
         Severity.ERROR,
         f"Python {python}",
-        f"torch {build.version} and its set have wheels for Python {build.pythons[0]} to {build.pythons[-1]}, not {python}",
+        f"torch {build.version} and its set have wheels for Python {_span(build.pythons)}, not {python}",
         f"base: {bases[-1] if bases else '…'} with its Python{_or(other)}",
         build.source[0],
     )
+
+
+def _span(pythons: tuple[str, ...]) -> str:
+    return f"{pythons[0]} to {pythons[-1]}" if len(pythons) > 1 else "".join(pythons)
 
 
 def torch_glibc(question: Question) -> Iterator[Finding]:

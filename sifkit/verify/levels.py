@@ -18,6 +18,7 @@ from sifkit.apptainer import Apptainer
 from sifkit.causes import find_cause
 from sifkit.errors import HostError
 from sifkit.progress import Progress
+from sifkit.tables import modules_of_extras
 from sifkit.verify.checks import Check, Level, Outcome, any_failed, failed, failed_because, not_run, timed
 from sifkit.verify.container import IN_LIBRARIES, Container
 from sifkit.verify.host import judge_host
@@ -173,6 +174,7 @@ class _Verification:
             answer = container.ask(
                 "image",
                 *MODULES,
+                *self._extra_modules(),
                 log=self._options.report_dir / "static.log",
                 on_line=self._progress.line,
                 env={"PYTHONPATH": IN_LIBRARIES},
@@ -182,6 +184,11 @@ class _Verification:
             return
         self._facts = parse_facts(answer.facts)
         yield from judge_static(self._facts, self._subject.lock, self._options.gpu_models, self._options.tables)
+
+    def _extra_modules(self) -> tuple[str, ...]:
+        """Of the extras in the lock; an image without one says nothing of its extras."""
+        lock = self._subject.lock
+        return modules_of_extras({package.name for package in lock.packages}) if lock else ()
 
     def _host_level(self, container: Container) -> Iterator[Check]:
         assert self._host is not None

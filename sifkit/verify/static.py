@@ -203,7 +203,7 @@ def judge_compiler(compiler: Compiler) -> Check:
 
 
 def judge_nvcc(facts: ImageFacts) -> tuple[Check, ...]:
-    """nvcc of torch's CUDA compiles a kernel. Asked of images that have it, or DeepSpeed, which does not import without."""
+    """nvcc of torch's CUDA compiles a kernel. Asked of images that have it, or DeepSpeed, which looks for it."""
     name, found = "nvcc compiles for torch", facts.nvcc
     if found is None:
         if facts.version_of("deepspeed") is None:
