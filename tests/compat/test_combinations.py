@@ -10,8 +10,10 @@ from pydantic import Field
 from sifkit import yamlfile
 from sifkit.compat.check import check
 from sifkit.compat.findings import Finding, Severity, Target
+from sifkit.lock import current_lock
 from sifkit.model import ImageSpec, Lock, LockedPackage, Site, SiteGpu, Strict
-from tests.conftest import TABLES, make_spec
+from sifkit.spec import Project, load_spec
+from tests.conftest import TABLES, make_spec, wanted
 
 COMPILER = ("gcc", "libc6-dev", "python3-dev", "git")
 
@@ -86,3 +88,13 @@ def test_what_no_row_knows_is_said_and_not_refused(row: Combination) -> None:
     findings = found(row, lock=False)
     assert row.rule in {finding.rule for finding in findings}
     assert {finding.severity for finding in findings} == {Severity.UNKNOWN}
+
+
+PROJECT = Project(Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("name", PROJECT.names())
+def test_every_image_of_ours_fits_with_its_lock(name: str) -> None:
+    spec = load_spec(PROJECT, name)
+    lock = current_lock(wanted(spec), PROJECT.lock_path(name))
+    assert check(spec, Target.of(spec, Site()), TABLES, lock) == ()

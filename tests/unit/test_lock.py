@@ -157,3 +157,10 @@ def test_torch_for_another_cuda_comes_from_the_sites_torch_index_or_uvs() -> Non
     assert "https://torch.example/cu126" in lock.uv_command(resolution, site, Path("in"), Path("out"))
     plain = lock.uv_command(resolution, Site(), Path("in"), Path("out"))
     assert plain[-2:] == ["--torch-backend", "cu126"]
+
+
+def test_constraints_are_handed_to_the_resolver() -> None:
+    old = wanted(base="debian-bookworm", python="3.11", llamafactory={"version": "0.9.3"})
+    argv = lock.uv_command(old, Site(), Path("work/in"), Path("out"))
+    assert argv[argv.index("--constraints") + 1] == "work/constraints.txt"
+    assert "--constraints" not in lock.uv_command(wanted(), Site(), Path("work/in"), Path("out"))

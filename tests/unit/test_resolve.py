@@ -7,7 +7,7 @@ import pytest
 from sifkit.errors import UsageError
 from sifkit.model import Debootstrap, DockerBase, LocalImage, Site
 from sifkit.resolve import HostBases, platform_of, resolve_base
-from sifkit.tables import known_bases, known_extras, known_sdists
+from sifkit.tables import known_bases, known_extras, known_sdists, modules_of_extras
 from tests.conftest import HOST, make_spec, wanted
 
 
@@ -118,3 +118,38 @@ def test_a_debootstrap_base_in_the_spec_takes_the_hosts_mirror_too() -> None:
     assert source.mirror == "http://mirror.example/debian"
     with pytest.raises(UsageError, match="no mirror for trixie"):
         resolve_base(spec, Site(), HostBases())
+
+
+CU130 = {"version": "2.11.0", "cuda": "13.0"}
+
+
+def test_an_extra_is_in_the_range_that_this_llamafactory_takes() -> None:
+    old = wanted(torch=CU130, llamafactory={"version": "0.9.4"}, extras=("deepspeed",)).requirements
+    new = wanted(torch=CU130, extras=("deepspeed",)).requirements
+    assert "deepspeed<=0.16.9,>=0.10.0,>=0.13.0" in old
+    assert "deepspeed<=0.18.4,>=0.10.0,>=0.13.0" in new
+
+
+def test_what_compiles_brings_nvcc_of_torchs_cuda_a_compiler_and_its_source() -> None:
+    resolution = wanted(torch=CU130, extras=("deepspeed",))
+    assert "cuda-toolkit[cccl,crt,nvcc,nvvm]==13.0.2" in resolution.requirements
+    assert (resolution.toolkit, resolution.apt) == ("nvidia/cu13", ("g++",))
+    assert "deepspeed" in resolution.sdists
+    assert "deepspeed" not in wanted(torch=CU130).sdists
+    assert wanted(extras=("deepspeed",)).toolkit is None  # CUDA 12.8: no wheel brings it
+
+
+def test_the_resolver_is_kept_clear_of_known_pairs() -> None:
+    old = {"base": "debian-bookworm", "python": "3.11", "llamafactory": {"version": "0.9.3"}}
+    assert wanted(**old).constraints == ("pyarrow<26",)
+    assert wanted().constraints == ()
+    assert wanted(torch={"version": "2.5.1", "cuda": "12.4"}, llamafactory={"version": "0.9.4"}).constraints == (
+        "transformers<4.52.4",
+    )
+    assert wanted(packages=("numpy==1.26.4",)).constraints == ("pyarrow<26",)
+
+
+def test_what_an_extra_imports_is_known() -> None:
+    assert modules_of_extras({"nltk", "torch"}) == ("nltk", "jieba", "rouge_chinese")
+    assert modules_of_extras({"liger-kernel", "deepspeed"}) == ("liger_kernel.transformers", "deepspeed")
+    assert modules_of_extras({"torch"}) == ()
