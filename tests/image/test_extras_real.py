@@ -69,8 +69,11 @@ def test_every_extra_imports_and_nvcc_is_torchs(report: Report) -> None:
     assert "H100, B200" in found["torch has kernels for the site's GPUs"]
 
 
+# DeepSpeed compiles for the GPUs that it sees; here is none, so it is shown one: an H100.
 FUSED_ADAM = """\
+import torch
 from deepspeed.ops.op_builder import FusedAdamBuilder
+torch.cuda.device_count, torch.cuda.get_device_capability = (lambda: 1), (lambda device=None: (9, 0))
 print(FusedAdamBuilder().load().multi_tensor_adam)
 """
 
