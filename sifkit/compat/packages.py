@@ -172,13 +172,23 @@ def pairs(question: Question) -> Iterator[Finding]:
 
 
 def version_of_other(question: Question, pair: Pair) -> SpecifierSet | None:
-    """What is known of the other package's version: a pin, or the range that LLaMA-Factory takes."""
+    """The other package's pin, or the range that LLaMA-Factory gives; None when it does not get into the image."""
     if pair.other == "torch":
         return SpecifierSet(f"=={question.spec.torch.version}")
     pin = question.pinned.get(pair.other)
     if pin and pin.version:
         return SpecifierSet(f"=={pin.version}")
-    return question.llamafactory.specifiers(pair.other) if question.llamafactory else None
+    return _asked(question, pair.other) if _wanted(question, pair.other) else None
+
+
+def _asked(question: Question, package: str) -> SpecifierSet:
+    """The range that this LLaMA-Factory gives, that of an extra included where the spec has it."""
+    row = question.llamafactory
+    asked = row.specifiers(package) if row else SpecifierSet()
+    for requirement in row.extra(package) if row and package in question.spec.extras else ():
+        if canonicalize_name(requirement.name) == package:
+            asked &= requirement.specifier
+    return asked
 
 
 def _wanted(question: Question, package: str) -> bool:
@@ -187,12 +197,7 @@ def _wanted(question: Question, package: str) -> bool:
 
 
 def _avoidable(question: Question, pair: Pair) -> bool:
-    row = question.llamafactory
-    asked = row.specifiers(pair.package) if row else SpecifierSet()
-    for requirement in row.extra(pair.package) if row and pair.package in question.spec.extras else ():
-        if canonicalize_name(requirement.name) == pair.package:
-            asked &= requirement.specifier
-    return overlap(asked, specifier_of(pair.instead))
+    return overlap(_asked(question, pair.package), specifier_of(pair.instead))
 
 
 def constraints(question: Question) -> tuple[str, ...]:

@@ -147,6 +147,9 @@ def test_the_resolver_is_kept_clear_of_known_pairs() -> None:
         "transformers<4.52.4",
     )
     assert wanted(packages=("numpy==1.26.4",)).constraints == ("pyarrow<26",)
+    torch_of_vllm = {"version": "2.8.0", "cuda": "12.8"}
+    assert wanted(torch=torch_of_vllm, extras=("vllm",)).constraints == ("transformers<5",)
+    assert wanted(torch=torch_of_vllm).constraints == ()
 
 
 def test_what_an_extra_imports_is_known() -> None:
