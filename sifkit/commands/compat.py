@@ -141,7 +141,10 @@ def llamafactory_table(tables: Tables) -> Table:
         )
         for name, metadata, runtime in ranges(row):
             differs = runtime != "" and SpecifierSet(metadata) != SpecifierSet(runtime)
-            table.add_row(Text(""), Text(name), Text(metadata), Text(runtime, style="yellow" if differs else ""))
+            mark = "≠ " if differs else ""
+            table.add_row(
+                Text(""), Text(name), Text(metadata), Text(f"{mark}{runtime}", style="yellow" if differs else "")
+            )
     return table
 
 

@@ -56,6 +56,7 @@ class TorchBuild(Strict):
     glibc: MinorVersion  # the oldest whose symbols its libraries need
     architectures: tuple[OneWord, ...]  # that its kernels were compiled for
     cxx11_abi: bool  # _GLIBCXX_USE_CXX11_ABI
+    nvidia: tuple[str, ...]  # the pins of NVIDIA's wheels in its metadata: CUDA's libraries, cuDNN, NCCL
     nvcc: str | None  # requirement that brings nvcc of the same CUDA; None: no wheel holds one
     index: Literal["default", "torch"] = "default"  # the package index, or PyTorch's own for other CUDA versions
     source: tuple[str, ...]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TypeVar
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 from pypi_simple import DistributionPackage
 
@@ -104,8 +105,10 @@ def _torch_build(
             return None
         torch, python_library = Version(name.version.public), wheel.read("torch/lib/libtorch_python.so")
         libraries = (Elf(python_library, wheel.filename), wheel.elf("torch/lib/libc10_cuda.so"))
-        triton, toolkit = wheel.requirement("triton"), wheel.requirement("cuda-toolkit")
+        requires: dict[str, Requirement] = {canonicalize_name(found.name): found for found in _plain(wheel.requires())}
         filename = wheel.filename
+    _agree(filename, cuda, libraries[1], requires)
+    triton, toolkit = requires.get("triton"), requires.get("cuda-toolkit")
     vision, audio = _belonging(visions, torch, cuda), _belonging(audios, torch, cuda)
     companions = [found for found in (vision, audio) if found]
     nvcc, nvcc_wheel = _nvcc(index, toolkit, cuda)
@@ -120,10 +123,29 @@ def _torch_build(
         glibc=max((library.glibc() for library in libraries), key=Version),
         architectures=_architectures(python_library, filename),
         cxx11_abi=any(_is_of_cxx11_abi(symbol) for library in libraries for symbol in library.undefined()),
+        nvidia=tuple(sorted(str(found) for name, found in requires.items() if name.startswith(("nvidia-", "cuda-")))),
         nvcc=nvcc,
         index="torch" if kind == "torch" else "default",
         source=tuple(sources),
     )
+
+
+def _agree(filename: str, cuda: str, library: Elf, requires: Mapping[str, Requirement]) -> None:
+    """What version.py, DT_NEEDED and the pins say of CUDA is one thing. Raises `ProblemFound` where it is not."""
+    major = cuda.partition(".")[0]
+    if _cudart(library) not in (None, major):
+        message = f"{filename}: version.py says CUDA {cuda}, libc10_cuda.so needs libcudart.so.{_cudart(library)}"
+        raise ProblemFound(message, "report this to PyTorch")
+    pins = [requires[name] for name in (f"nvidia-cuda-runtime-cu{major}", "cuda-toolkit") if name in requires]
+    wrong = [pin for pin in pins if not any(part.version.startswith(f"{cuda}.") for part in pin.specifier)]
+    if wrong:
+        raise ProblemFound(f"{filename}: version.py says CUDA {cuda}, it requires {wrong[0]}", "report this to PyTorch")
+
+
+def _cudart(library: Elf) -> str | None:
+    """The major version of the CUDA runtime that a library needs."""
+    found = [match for name in library.needed() if (match := re.fullmatch(r"libcudart\.so\.(\d+)[\d.]*", name))]
+    return found[0][1] if found else None
 
 
 def _is_of_cxx11_abi(symbol: str) -> bool:
@@ -177,7 +199,8 @@ class Companion:
     filename: str
     pythons: tuple[str, ...]  # that it has wheels for
     torch: SpecifierSet | None  # in its metadata
-    cuda: str | None  # it was compiled for
+    cuda: str | None  # it was compiled for, as it says
+    cudart: str | None  # major version of the CUDA runtime that its extension needs
     stable: bool  # uses torch's stable C interface alone, and so runs with newer releases of torch
 
 
@@ -197,23 +220,26 @@ def _companion(wheel: Wheel, project: str, pythons: tuple[str, ...]) -> Companio
     required = wheel.requirement("torch")
     own = wheel.read(f"{project}/version.py")
     local = re.search(r"\+cu(\d+)(\d)$", str(_python_constant(own, "__version__") or name.version))
+    library = _library(wheel, project)
     return Companion(
         Version(name.version.public),
         wheel.filename,
         pythons,
         required.specifier if required else None,
         f"{local[1]}.{local[2]}" if local else _python_constant(own, "cuda"),
-        _is_stable(wheel, project),
+        _cudart(library) if library else None,
+        library is not None and not any(_CXX_OF_TORCH.match(symbol) for symbol in library.undefined()),
     )
 
 
-def _is_stable(wheel: Wheel, project: str) -> bool:
-    """Whether its own extension needs none of torch's C++ symbols, whose names change from release to release."""
-    pattern = rf"{project}/(?:_C_stable\.(?:abi3\.)?so|lib/_?lib{project}\.abi3\.so|lib/lib{project}\.abi3\.so)"
-    library = next((name for name in sorted(wheel.names) if re.fullmatch(pattern, name)), None)
-    if library is None:
-        return False
-    return not any(re.match(r"_ZNK?(?:2at|3c10|5torch)", symbol) for symbol in wheel.elf(library).undefined())
+_CXX_OF_TORCH = re.compile(r"_ZNK?(?:2at|3c10|5torch)")  # names that change from release to release
+
+
+def _library(wheel: Wheel, project: str) -> Elf | None:
+    """The companion's extension of torch."""
+    pattern = rf"{project}/(?:_C(?:_stable)?|lib/_?lib{project}|lib/_{project})(?:\.abi3)?\.so"
+    found = next((name for name in sorted(wheel.names) if re.fullmatch(pattern, name)), None)
+    return wheel.elf(found) if found else None
 
 
 def _belonging(candidates: list[Companion], torch: Version, cuda: str) -> Companion | None:
@@ -222,7 +248,8 @@ def _belonging(candidates: list[Companion], torch: Version, cuda: str) -> Compan
     Both compare the CUDA they were compiled for with torch's when they are imported, minor version included
     [measured: torchaudio 2.11.0 (13.0) beside torch 2.15.0 (13.2) raises RuntimeError].
     """
-    same = [found for found in candidates if found.cuda in (None, cuda)]
+    major = cuda.partition(".")[0]
+    same = [found for found in candidates if found.cuda in (None, cuda) and found.cudart in (None, major)]
     exact = [found for found in same if found.torch and _pins(found.torch) and torch in found.torch]
     open_ = [found for found in same if found.stable and _takes(found, torch)]
     return max(exact or open_, key=lambda found: found.version, default=None)
@@ -405,7 +432,7 @@ def read_all(index: Index, others: TorchIndex | None, progress: Progress) -> dic
         "torch.yaml": as_text(
             "torch",
             torch_builds(index, others, progress),
-            "METADATA, version.py, libtorch_python.so, libc10_cuda.so; companions' METADATA, version.py and symbols",
+            "METADATA, version.py, libtorch_python.so, libc10_cuda.so; companions' METADATA, version.py and extension",
         ),
         "llamafactory.yaml": as_text(
             "llamafactory",

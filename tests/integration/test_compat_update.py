@@ -18,7 +18,7 @@ from sifkit.cli import main
 from sifkit.compat import update
 from sifkit.compat.tables import load_tables
 from sifkit.compat.wheels import Index, WheelName
-from sifkit.errors import Exit, HostError, UsageError
+from sifkit.errors import Exit, HostError, ProblemFound, UsageError
 from sifkit.progress import PlainProgress
 from tests.conftest import TABLES
 from tests.integration.toy_index import add_wheel, served, shared_object
@@ -68,7 +68,9 @@ def elsewhere():
 """
 
 
-def add_torch(directory: Path, scratch: Path, cuda: str, architectures: str, version: str = "2.99.0") -> None:
+def add_torch(
+    directory: Path, scratch: Path, cuda: str, architectures: str, version: str = "2.99.0", toolkit: str = ""
+) -> None:
     abi = "_ZN3c101fENSt7__cxx11"
     source = f'const char *flags = "{architectures}"; extern void {abi}(void); void f(void) {{ {abi}(); }}'
     library = shared_object(scratch / f"torch{cuda}", source)
@@ -77,7 +79,10 @@ def add_torch(directory: Path, scratch: Path, cuda: str, architectures: str, ver
         "torch/lib/libtorch_python.so": library,
         "torch/lib/libc10_cuda.so": library,
     }
-    requires = ("cuda-toolkit[cudart]==13.7.1; platform_system == 'Linux'", "triton~=9.9.0; sys_platform == 'linux'")
+    requires = (
+        f"cuda-toolkit[cudart]=={toolkit or cuda}.1; platform_system == 'Linux'",
+        "triton~=9.9.0; sys_platform == 'linux'",
+    )
     add_wheel(directory, f"torch=={version}", LINUX, requires, files=files)
 
 
@@ -89,8 +94,16 @@ def test_a_build_is_read_from_the_files_of_its_wheels(index: Path) -> None:
     assert row.cxx11_abi
     assert row.torchvision == "0.99.0"
     assert row.torchaudio == "2.98.0"  # of 13.7: the newer one was compiled for 13.6, and dies when it is imported
+    assert row.nvidia == ("cuda-toolkit[cudart]==13.7.1",)
     assert row.nvcc == "cuda-toolkit[cccl,crt,nvcc,nvvm]==13.7.1"
     assert f"torch-2.99.0-{LINUX}.whl" in row.source
+
+
+def test_a_wheel_that_disagrees_with_itself_is_no_row(index: Path, tmp_path: Path) -> None:
+    add_torch(index, tmp_path, "13.7", "sm_90 sm_100", toolkit="13.6")
+    with served(index) as url, Index(url) as real, pytest.raises(ProblemFound) as caught:
+        update.torch_builds(real, None, PROGRESS)
+    assert "version.py says CUDA 13.7, it requires cuda-toolkit[cudart]==13.6.1" in caught.value.message
 
 
 def test_a_companion_that_uses_torchs_cxx_symbols_belongs_to_no_other_torch(index: Path, tmp_path: Path) -> None:
