@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sifkit.errors import UsageError
@@ -140,7 +142,7 @@ def test_what_compiles_brings_nvcc_of_torchs_cuda_a_compiler_and_its_source() ->
 
 
 def test_the_resolver_is_kept_clear_of_known_pairs() -> None:
-    old = {"base": "debian-bookworm", "python": "3.11", "llamafactory": {"version": "0.9.3"}}
+    old: dict[str, Any] = {"base": "debian-bookworm", "python": "3.11", "llamafactory": {"version": "0.9.3"}}
     assert wanted(**old).constraints == ("pyarrow<26",)
     assert wanted().constraints == ()
     assert wanted(torch={"version": "2.5.1", "cuda": "12.4"}, llamafactory={"version": "0.9.4"}).constraints == (
