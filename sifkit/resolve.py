@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from sifkit.compat.findings import Question, Target
-from sifkit.compat.packages import constraints
+from sifkit.compat.pairs import constraints
 from sifkit.compat.tables import Tables, TorchBuild
 from sifkit.errors import UsageError
 from sifkit.model import Base, Debootstrap, DockerBase, ImageBase, ImageSpec, Resolution, Site, digest_of

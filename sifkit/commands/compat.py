@@ -41,13 +41,14 @@ def update(
     verbose: VerboseOption = False,
 ) -> None:
     """Read torch, LLaMA-Factory and the packages tied to torch from the package index into definitions/compat/."""
+    from sifkit.compat import read_torch
     from sifkit.compat import update as updating  # here: what reads indexes is not loaded by other commands
     from sifkit.compat.wheels import DEFAULT_INDEX, Index
 
     tools = make_tools(project, site_file, verbose)
     site, environ = tools.site, tools.environ
     url = site.python_index.url or environ.get("UV_DEFAULT_INDEX") or environ.get("PIP_INDEX_URL") or DEFAULT_INDEX
-    others = updating.torch_index(site.python_index.torch_url, tuple(cuda or ()))
+    others = read_torch.torch_index(site.python_index.torch_url, tuple(cuda or ()))
     with Index(url, ca_bundle(site, environ)) as index:
         texts = updating.read_all(index, others, tools.progress)
     changed = updating.changed(tools.project.compat, texts)

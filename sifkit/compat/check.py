@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sifkit.compat import hardware, packages
+from sifkit.compat import hardware, packages, pairs, tied
 from sifkit.compat.findings import Finding, Question, Target
 from sifkit.compat.tables import Tables
 from sifkit.model import ImageSpec, Lock
 
-RULES = (*hardware.RULES, *packages.RULES)
+RULES = (*hardware.RULES, *packages.RULES, *pairs.RULES, *tied.RULES)
 
 
 def check(spec: ImageSpec, target: Target, tables: Tables, lock: Lock | None = None) -> tuple[Finding, ...]:

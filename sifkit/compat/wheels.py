@@ -8,11 +8,13 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import requests
 from elftools.common.exceptions import ELFError
@@ -31,10 +33,16 @@ from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 from sifkit.errors import HostError, ProblemFound
+from sifkit.progress import Progress
 
 DEFAULT_INDEX = "https://pypi.org/simple/"
 TAIL_BYTES = 1 << 20  # holds the table of contents of torch's wheel: 13,000 files
 TIMEOUT = 60.0  # seconds without an answer
+AT_ONCE = 8  # releases read side by side
+PYTHONS = tuple(f"3.{minor}" for minor in range(9, 16))  # that tables tell apart
+
+ROW = TypeVar("ROW")
+KEY = TypeVar("KEY")
 
 
 @dataclass(frozen=True)
@@ -255,3 +263,18 @@ def _answers(url: str) -> Iterator[None]:
         message = f"{where} cannot be read: {type(error).__name__}: {error}"
         fix = "set python_index.url in the site file; a mirror must answer range requests"
         raise HostError(message, fix) from error
+
+
+def plain(requirements: Iterable[Requirement]) -> list[Requirement]:
+    """Without their markers, which were evaluated."""
+    return [Requirement(str(found).partition(";")[0].strip()) for found in requirements]
+
+
+def read_each(title: str, keys: Sequence[KEY], read: Callable[[KEY], ROW], progress: Progress) -> list[ROW]:
+    """Read rows side by side, in order."""
+    rows: list[ROW] = []
+    with progress.phase(f"read {title}"), ThreadPoolExecutor(AT_ONCE) as pool:
+        for key, row in zip(keys, pool.map(read, keys), strict=True):
+            progress.line(f"{title} {key}")
+            rows.append(row)
+    return rows

@@ -15,7 +15,7 @@ from pypi_simple import DistributionPackage
 from rich.console import Console
 
 from sifkit.cli import main
-from sifkit.compat import update
+from sifkit.compat import read_packages, read_torch, update
 from sifkit.compat.tables import load_tables
 from sifkit.compat.wheels import Index, WheelName
 from sifkit.errors import Exit, HostError, ProblemFound, UsageError
@@ -88,7 +88,7 @@ def add_torch(
 
 def test_a_build_is_read_from_the_files_of_its_wheels(index: Path) -> None:
     with served(index) as url, Index(url) as real:
-        (row,) = update.torch_builds(real, None, PROGRESS)
+        (row,) = read_torch.torch_builds(real, None, PROGRESS)
     assert (row.version, row.cuda, row.triton, row.pythons) == ("2.99.0", "13.7", "~=9.9.0", ("3.12",))
     assert row.architectures == ("sm_90", "sm_100", "compute_100")
     assert row.cxx11_abi
@@ -102,7 +102,7 @@ def test_a_build_is_read_from_the_files_of_its_wheels(index: Path) -> None:
 def test_a_wheel_that_disagrees_with_itself_is_no_row(index: Path, tmp_path: Path) -> None:
     add_torch(index, tmp_path, "13.7", "sm_90 sm_100", toolkit="13.6")
     with served(index) as url, Index(url) as real, pytest.raises(ProblemFound) as caught:
-        update.torch_builds(real, None, PROGRESS)
+        read_torch.torch_builds(real, None, PROGRESS)
     assert "version.py says CUDA 13.7, it requires cuda-toolkit[cudart]==13.6.1" in caught.value.message
 
 
@@ -111,7 +111,7 @@ def test_a_companion_that_uses_torchs_cxx_symbols_belongs_to_no_other_torch(inde
     files = {"torchaudio/version.py": "__version__ = '2.98.0+cu137'\n", "torchaudio/lib/libtorchaudio.abi3.so": bound}
     add_wheel(index, "torchaudio==2.98.0", LINUX, files=files)
     with served(index) as url, Index(url) as real:
-        (row,) = update.torch_builds(real, None, PROGRESS)
+        (row,) = read_torch.torch_builds(real, None, PROGRESS)
     assert row.torchaudio is None
 
 
@@ -119,19 +119,19 @@ def test_builds_for_other_cudas_come_from_pytorchs_own_index(index: Path, tmp_pa
     other = tmp_path / "torch-index"
     add_torch(other / "cu126", tmp_path, "12.6", "sm_50 sm_90", version="2.99.0+cu126")
     with served(index) as url, served(other) as torch_url, Index(url) as real:
-        others = update.torch_index(f"{torch_url}/{{cuda}}", ("12.6",))
-        rows = update.torch_builds(real, others, PROGRESS)
+        others = read_torch.torch_index(f"{torch_url}/{{cuda}}", ("12.6",))
+        rows = read_torch.torch_builds(real, others, PROGRESS)
     assert [(row.version, row.cuda, row.index) for row in rows] == [
         ("2.99.0", "12.6", "torch"),
         ("2.99.0", "13.7", "default"),
     ]
     with pytest.raises(UsageError, match="the site file names none"):
-        update.torch_index(None, ("12.6",))
+        read_torch.torch_index(None, ("12.6",))
 
 
 def test_llamafactorys_two_lists_are_read_and_not_mixed(index: Path) -> None:
     with served(index) as url, Index(url) as real:
-        (row,) = update.llamafactory_releases(real, PROGRESS)
+        (row,) = read_packages.llamafactory_releases(real, PROGRESS)
     assert row.requires == ("numpy<2", "peft<=0.18.1")
     assert row.runtime == ("transformers>=4.55.0,<=5.6.0", "peft>=0.18.0,<=0.20.0")
     assert row.optional == ("modelscope>=1.14.0", "vllm>=0.4.3,<=0.11.0")
@@ -162,7 +162,7 @@ def test_update_writes_the_projects_own_tables_and_the_commands_use_them(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # remotezip drops the answer unread
 def test_an_index_without_ranges_is_named_with_the_way_out(index: Path) -> None:
     with served(index, ranges=False) as url, Index(url) as real, pytest.raises(HostError) as caught:
-        update.torch_builds(real, None, PROGRESS)
+        read_torch.torch_builds(real, None, PROGRESS)
     assert "range requests" in (caught.value.fix or "")
     del caught
     gc.collect()
@@ -216,8 +216,8 @@ def test_the_committed_rows_say_what_the_index_says() -> None:
     from sifkit.site import CA_BUNDLES
 
     with Few(ca_bundle=next((Path(path) for path in CA_BUNDLES if Path(path).is_file()), None)) as index:
-        (build,) = update.torch_builds(index, None, PROGRESS)
-        (release,) = update.llamafactory_releases(index, PROGRESS)
+        (build,) = read_torch.torch_builds(index, None, PROGRESS)
+        (release,) = read_packages.llamafactory_releases(index, PROGRESS)
     assert build == TABLES.build("2.9.1", "12.8")
     assert release == TABLES.llamafactory("0.9.5")
 
