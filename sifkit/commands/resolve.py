@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +31,7 @@ from sifkit.compat.choose import Choice, choose
 from sifkit.compat.gate import as_json, say
 from sifkit.errors import UsageError
 from sifkit.execute import Tools
-from sifkit.model import ImageWish, TorchWish
+from sifkit.model import IMAGE_NAME, ImageWish, TorchWish
 from sifkit.resolve import extra_named
 
 UNNAMED = "image"  # of a wish that is not written
@@ -57,16 +59,33 @@ def resolve(
     Without IMAGE the spec goes to standard output.
     """
     tools = make_tools(project, site_file, verbose)
-    path = tools.project.spec_path(image_name(image, tools)) if image else None
+    path = _spec_path(image, tools) if image is not None else None
     wish = _wish(path, upgrade=upgrade)
     wish = _with_options(wish, llamafactory, gpu, driver, torch, cuda, extra)
     for name in wish.extras:
         extra_named(name)
     choice = choose(_for_site(wish, tools), tools.tables)
-    text = pins.with_pins(path.read_text(), choice.spec) if path and path.is_file() else pins.new_text(choice.spec)
-    if path and not dry_run:
+    own = choice.spec.model_copy(update={"gpu": wish.gpu, "driver": wish.driver})  # the site's stay in the site file
+    before = _read(path) if path and path.is_file() else None
+    text = pins.new_text(own) if before is None else pins.with_pins(before, own, str(path))
+    if path and not dry_run and text != before:
         _write(path, text)
     _print(choice, text, tools, path=path, written=path is not None and not dry_run, as_json_=json_)
+
+
+def _spec_path(word: str, tools: Tools) -> Path:
+    """Raises `UsageError` for a word that is no image's name: it becomes a file's."""
+    name = image_name(word, tools)
+    if not re.fullmatch(IMAGE_NAME, name):
+        raise UsageError(
+            f"{word!r} is no image's name", "letters, digits, '.', '_' and '-', as in llamafactory-0.9.5-cu128"
+        )
+    return tools.project.spec_path(name)
+
+
+def _read(path: Path) -> str:
+    """The text with its line ends."""
+    return path.read_bytes().decode("utf-8")
 
 
 def _wish(path: Path | None, *, upgrade: bool) -> ImageWish:
@@ -96,7 +115,7 @@ def _with_options(
     """The command line's words over the file's."""
     changes: dict[str, Any] = {
         "llamafactory": {"version": llamafactory} if llamafactory else None,
-        "gpu": tuple(gpus or ()) or None,
+        "gpu": tuple(name.strip() for word in gpus or () for name in word.split(",") if name.strip()) or None,
         "driver": driver,
         "torch": {**wish.torch.model_dump(), **{k: v for k, v in (("version", torch), ("cuda", cuda)) if v}},
         "extras": tuple(dict.fromkeys((*wish.extras, *(extras or ())))) or None,
@@ -106,8 +125,10 @@ def _with_options(
     try:
         return ImageWish.model_validate({**values, **given})
     except ValidationError as error:
-        wrong = [f"--{problem['loc'][0]}: {problem['input']!r} is none" for problem in error.errors()]
-        raise UsageError("; ".join(wrong), "write versions as 0.9.5, drivers as 535.104, CUDA as 12.8") from None
+        names = {"version": "llamafactory"}
+        wrong = [(str(problem["loc"][-1]), problem["input"]) for problem in error.errors()]
+        said = "; ".join(f"--{names.get(name, name)}: {given!r} cannot be read" for name, given in wrong)
+        raise UsageError(said, "write versions as 0.9.5, drivers as 535.104, CUDA as 12.8") from None
 
 
 def _for_site(wish: ImageWish, tools: Tools) -> ImageWish:
@@ -117,9 +138,15 @@ def _for_site(wish: ImageWish, tools: Tools) -> ImageWish:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(f".yaml.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    target = path.resolve()  # a link stays one
+    partial = target.with_suffix(f".yaml.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(text.encode("utf-8"))
+        if target.exists():
+            shutil.copymode(target, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _print(choice: Choice, text: str, tools: Tools, *, path: Path | None, written: bool, as_json_: bool) -> None:

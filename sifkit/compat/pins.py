@@ -8,34 +8,42 @@ import yaml
 
 from sifkit.errors import UsageError
 from sifkit.model import ImageSpec
+from sifkit.yamlfile import parse
 
 HEAD = "# yaml-language-server: $schema=spec.schema.json\n"
 
 
 def new_text(spec: ImageSpec) -> str:
     """A spec's file from nothing."""
-    lines = [f"name: {spec.name}", f"llamafactory: {{version: {spec.llamafactory.version}}}"]
-    lines += [f"gpu: {_flow(spec.gpu)}"] if spec.gpu else []
-    lines += [f'driver: "{spec.driver}"'] if spec.driver else []
-    lines += [f"extras: {_flow(spec.extras)}"] if spec.extras else []
-    lines += [f"packages: {_flow(spec.packages)}"] if spec.packages else []
-    return with_pins(HEAD + "\n".join(lines) + "\n", spec)
+    return with_pins(f"{HEAD}name: {spec.name}\n", spec)
 
 
-def with_pins(text: str, spec: ImageSpec) -> str:
-    """`text` with base, python, torch, llamafactory and apt as in `spec`; what says the same already is not touched.
+def with_pins(text: str, spec: ImageSpec, file: str = "the spec") -> str:
+    """`text` saying what `spec` says; what it says already is not touched, comments and order stay.
 
-    Raises `UsageError` for a text that is no mapping.
+    Raises `UsageError` with the lines to write by hand for a text that cannot be completed in place.
     """
-    for key, value in _pins(spec).items():
-        text = _with(text, key, value)
-    return text
+    values = _values(spec)
+    try:
+        for key, value in values.items():
+            text = _with(text, key, value)
+        if parse(text, ImageSpec, file) == spec:
+            return text
+    except (UsageError, yaml.YAMLError):
+        pass  # an anchor, a flow mapping around all, a comment in a brace: said below
+    lines = "\n".join(f"{key}: {_shown(value)}" for key, value in values.items() if value is not None)
+    raise UsageError(f"{file} cannot be completed in place; it stays as it is", f"write into it yourself:\n{lines}")
 
 
-def _pins(spec: ImageSpec) -> dict[str, str | Mapping[str, str] | None]:
+def _values(spec: ImageSpec) -> dict[str, str | Mapping[str, str] | None]:
+    """What is written, as YAML; None: nothing to say."""
     base = spec.base if isinstance(spec.base, str) else None  # written out: the user's own
     return {
         "llamafactory": {"version": spec.llamafactory.version},
+        "gpu": _flow(spec.gpu) if spec.gpu else None,
+        "driver": f'"{spec.driver}"' if spec.driver else None,
+        "extras": _flow(spec.extras) if spec.extras else None,
+        "packages": _flow(spec.packages) if spec.packages else None,
         "base": base,
         "python": f'"{spec.python}"',
         "torch": {"version": spec.torch.version, "cuda": f'"{spec.torch.cuda}"'},
@@ -43,17 +51,20 @@ def _pins(spec: ImageSpec) -> dict[str, str | Mapping[str, str] | None]:
     }
 
 
+def _shown(value: str | Mapping[str, str]) -> str:
+    return value if isinstance(value, str) else f"{{{', '.join(f'{k}: {v}' for k, v in value.items())}}}"
+
+
 def _with(text: str, key: str, value: str | Mapping[str, str] | None) -> str:
     if value is None:
         return text
     node = _value_node(text, key)
     if node is None:
-        shown = value if isinstance(value, str) else f"{{{', '.join(f'{k}: {v}' for k, v in value.items())}}}"
-        return f"{text.rstrip()}\n{key}: {shown}\n"
+        return f"{text.rstrip()}\n{key}: {_shown(value)}\n"
     if isinstance(value, str):
-        return _replaced(text, node, value) if isinstance(node, yaml.ScalarNode) else text
-    if isinstance(node, yaml.ScalarNode):  # llamafactory: 0.9.5
-        return _replaced(text, node, value.get("version", node.value))
+        return _replaced(text, node, value)
+    if isinstance(node, yaml.ScalarNode):  # llamafactory: 0.9.5, or nothing after the colon
+        return _replaced(text, node, value["version"] if node.value else _shown(value))
     for inner, inner_value in value.items():
         text = _with_inner(text, key, inner, inner_value)
     return text
@@ -74,8 +85,20 @@ def _with_inner(text: str, key: str, inner: str, value: str) -> str:
 
 
 def _replaced(text: str, node: yaml.Node, value: str) -> str:
-    same = isinstance(node, yaml.ScalarNode) and node.value == value.strip('"')
-    return text if same else text[: node.start_mark.index] + value + text[node.end_mark.index :]
+    """The node's own text replaced; one that says the same already is left as it was written."""
+    if yaml.SafeLoader("").construct_document(node) == yaml.safe_load(value):
+        return text
+    start, end = node.start_mark.index, _end(node)
+    blank = " " if text[start - 1 : start] == ":" else ""  # nothing stood after the colon
+    return f"{text[:start]}{blank}{value}{text[end:]}"
+
+
+def _end(node: yaml.Node) -> int:
+    """Where the node's own text ends: a block's mark is at whatever comes after it."""
+    if isinstance(node, yaml.SequenceNode) and not node.flow_style and node.value:
+        return _end(node.value[-1])
+    end: int = node.end_mark.index
+    return end
 
 
 def _value_node(text: str, key: str) -> yaml.Node | None:
@@ -86,4 +109,4 @@ def _value_node(text: str, key: str) -> yaml.Node | None:
 
 
 def _flow(values: tuple[str, ...]) -> str:
-    return yaml.safe_dump(list(values), default_flow_style=True, width=1000).strip()
+    return yaml.safe_dump(list(values), default_flow_style=True, width=1000, allow_unicode=True).strip()

@@ -119,6 +119,30 @@ def test_resolve_upgrade_chooses_anew_and_dry_run_writes_nothing(
     assert path.read_text() == SPEC.replace("2.9.1", "2.10.0")
 
 
+def test_resolve_writes_the_users_words_and_not_the_sites(project: Path, tmp_path: Path) -> None:
+    path = spec_file(project, "mine", "name: mine\nllamafactory: 0.9.5\n")
+    path.chmod(0o640)
+    site = site_file(tmp_path, "580.65.06", "A100")
+    argv = ["resolve", "mine", "--gpu", "H100,B200", "--extra", "metrics", "--project", str(project), "--site", site]
+    assert main(argv) == Exit.OK
+    text = path.read_text()
+    assert "gpu: [H100, B200]\n" in text
+    assert "extras: [metrics]\n" in text
+    assert "580.65.06" not in text
+    assert path.stat().st_mode & 0o777 == 0o640
+    path.rename(project / "real.yaml")
+    path.symlink_to(project / "real.yaml")
+    assert main(["resolve", "mine", "--upgrade", "--cuda", "12.8", "--project", str(project)]) == Exit.OK
+    assert path.is_symlink()
+    assert "2.10.0" in path.read_text()
+
+
+@pytest.mark.parametrize("word", ["/etc/passwd", "../x", "", "a b", "x/y"])
+def test_resolve_writes_into_definitions_alone(word: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resolve", word, "--project", str(project)]) == Exit.USAGE
+    assert "no image's name" in capsys.readouterr().err
+
+
 def test_resolve_without_an_image_prints_a_spec(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resolve", "--gpu", "RTX5090", "--driver", "570.26", "--project", str(project)]) == Exit.OK
     printed = capsys.readouterr()
@@ -144,7 +168,7 @@ def test_resolve_says_what_would_make_it_possible(project: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["resolve", "Bad Name"], "name"),
+        (["resolve", "--cuda", "cu128"], "--cuda: 'cu128' cannot be read"),
         (["resolve", "--driver", "new"], "driver"),
         (["resolve", "--llamafactory", "newest"], "llamafactory"),
         (["resolve", "--extra", "metric"], "did you mean metrics?"),

@@ -16,7 +16,8 @@ SPEC = make_spec()
 
 def test_what_is_missing_is_appended() -> None:
     text = '# mine\nname: example\nllamafactory: 0.9.5 # the newest\ngpu: [V100]\ndriver: "535.104"\n'
-    assert with_pins(text, SPEC) == text + (
+    spec = SPEC.model_copy(update={"gpu": ("V100",), "driver": "535.104"})
+    assert with_pins(text, spec) == text + (
         'base: debian-trixie\npython: "3.13"\ntorch: {version: 2.9.1, cuda: "12.8"}\napt: [gcc, git]\n'
     )
 
@@ -46,8 +47,8 @@ def test_a_version_alone_stays_a_version_alone() -> None:
 
 def test_a_base_written_out_is_the_users_own() -> None:
     base = {"bootstrap": "docker", "from": "debian:trixie-slim"}
-    text = with_pins("name: example\nbase: {bootstrap: docker, from: x}\n", make_spec(base=base))
-    assert "base: {bootstrap: docker, from: x}\n" in text
+    text = with_pins("name: example\nbase: {bootstrap: docker, from: 'debian:trixie-slim'}\n", make_spec(base=base))
+    assert "base: {bootstrap: docker, from: 'debian:trixie-slim'}\n" in text
 
 
 def test_a_new_file_says_what_it_was_made_from_and_loads() -> None:
@@ -58,5 +59,41 @@ def test_a_new_file_says_what_it_was_made_from_and_loads() -> None:
 
 
 def test_no_mapping_no_pins() -> None:
-    with pytest.raises(UsageError, match="keys and values"):
+    with pytest.raises(UsageError, match="cannot be completed in place"):
         with_pins("- a\n", SPEC)
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("torch: {version: 2.9.1, cuda: }", 'torch: {version: 2.9.1, cuda: "12.8" }'),
+        ('torch: {version:, cuda: "12.8"}', 'torch: {version: 2.9.1, cuda: "12.8"}'),
+        ("torch:", 'torch: {version: 2.9.1, cuda: "12.8"}'),
+        ("base:", "base: debian-trixie"),
+        ("apt:\n  - nano\n# and so on", "apt:\n  [gcc, git]\n# and so on"),
+    ],
+)
+def test_a_key_without_a_value_gets_one(given: str, written: str) -> None:
+    assert f"\n{written}\n" in with_pins(f"name: example\n{given}\nllamafactory: 0.9.5\n", SPEC)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{name: example, llamafactory: 0.9.5}\n",
+        "name: example\nllamafactory: 0.9.5\n...\n",
+        "  name: example\n  llamafactory: 0.9.5\n",
+        "name: example\ntorch: {\n  version: 2.9.1  # keep\n}\n",
+        "name: example\nenv: &e {}\ntorch: *e\n",
+        "name: example\ngpu: [V100]\n",  # says more than the spec
+    ],
+)
+def test_what_cannot_be_completed_safely_is_not_touched_and_the_lines_are_said(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        with_pins(text, SPEC)
+    assert 'torch: {version: 2.9.1, cuda: "12.8"}' in (caught.value.fix or "")
+
+
+def test_line_ends_stay() -> None:
+    text = "name: example\r\nllamafactory: 0.9.5\r\n"
+    assert with_pins(text, SPEC).startswith(text.rstrip())
