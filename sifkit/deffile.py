@@ -199,6 +199,7 @@ def _toolkit(image: Image) -> str:
     return f"""\
 # A CUDA toolkit where everybody looks for it, of links into the wheels.
 mkdir -p {CUDA_HOME}/lib64
+ln -s lib {wheels}/lib64 # where nvcc itself links from
 for part in bin include nvvm; do ln -s {wheels}/$part {CUDA_HOME}/$part; done
 for library in {wheels}/lib/*; do
     name=${{library##*/}}

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
 Version = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*((a|b|rc|\.post|\.dev)[0-9]+)?$")]
@@ -153,6 +154,18 @@ class SpecContents(Strict):
         default_factory=dict, description="environment variables inside the image"
     )
 
+    @field_validator("packages")
+    @classmethod
+    def _requirements(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                Requirement(text)
+            except InvalidRequirement as error:
+                raise ValueError(
+                    f"{text!r} is no requirement as pip writes them: {str(error).splitlines()[0]}"
+                ) from None
+        return value
+
     @field_validator("env")
     @classmethod
     def _one_line_values(cls, value: dict[str, str]) -> dict[str, str]:
@@ -208,7 +221,7 @@ class PythonIndex(Strict):
     """Where Python packages come from on this site."""
 
     url: OneWord | None = Field(None, description="package index; null takes uv's and pip's own default")
-    torch_url: OneWord | None = Field(
+    torch_url: Annotated[str, StringConstraints(pattern=r"^[^\s{}]*(\{cuda\}[^\s{}]*)*$")] | None = Field(
         None, description="index of torch builds for other CUDA versions, with {cuda} for cu126 and the like"
     )
     wheelhouse: str | None = Field(None, description="directory of wheels, used instead of an index")

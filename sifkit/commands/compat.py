@@ -50,7 +50,8 @@ def update(
     url = site.python_index.url or environ.get("UV_DEFAULT_INDEX") or environ.get("PIP_INDEX_URL") or DEFAULT_INDEX
     others = read_torch.torch_index(site.python_index.torch_url, tuple(cuda or ()))
     with Index(url, ca_bundle(site, environ)) as index:
-        texts = updating.read_all(index, others, tools.progress)
+        kept = [row for row in tools.tables.builds if row.index == "torch" and row.cuda not in (cuda or ())]
+        texts = updating.read_all(index, others, tools.progress, kept)
     changed = updating.changed(tools.project.compat, texts)
     if not check:
         updating.write(tools.project.compat, texts)

@@ -7,6 +7,7 @@ nothing fits; where there is none, those that violate the fewest say what would 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -95,7 +96,8 @@ def _torches(wish: ImageWish, tables: Tables) -> list[Torch]:
     if version is None or any(row.version == version and cuda in (None, row.cuda) for row in known):
         return known
     if cuda is None:
-        fix = 'say for which CUDA you want it: torch: {version: …, cuda: "…"}; or: sifkit compat update'
+        near = [row.version for row in known if row.version.startswith(f"{version}.")]
+        fix = f"did you mean {', '.join(near)}?" if near else "name its CUDA, too; or: sifkit compat update"
         raise UsageError(f"torch {version} is in no row of the tables", fix)
     return [Torch(version=version, cuda=cuda)]
 
@@ -106,8 +108,15 @@ def _bases(wish: ImageWish) -> list[tuple[object, str]]:
     if wish.base is None or wish.base in known_bases():
         return found
     if wish.python is None:
-        raise UsageError(f"base {wish.base}: which Python it has is not known", 'say it: python: "3.12"')
+        near = difflib.get_close_matches(str(wish.base), known_bases(), n=1) if isinstance(wish.base, str) else []
+        fix = f"did you mean {near[0]}?" if near else 'say it: python: "3.12"'
+        raise UsageError(f"base {_base_words(wish.base)}: which Python it has is not known", fix)
     return [(wish.base, wish.python)]
+
+
+def _base_words(base: object) -> str:
+    """A base written out is said by where it comes from."""
+    return base if isinstance(base, str) else str(getattr(base, "from_", None) or getattr(base, "bootstrap", base))
 
 
 def _candidate(
@@ -161,7 +170,7 @@ def _kept(wish: ImageWish, spec: ImageSpec) -> dict[str, bool]:
     if wish.torch.cuda:
         pins[f"CUDA {wish.torch.cuda}"] = wish.torch.cuda == spec.torch.cuda
     if wish.base:
-        pins[f"base {wish.base}"] = wish.base == spec.base
+        pins[f"base {_base_words(wish.base)}"] = wish.base == spec.base
     if wish.python:
         pins[f"Python {wish.python}"] = wish.python == spec.python
     return pins
@@ -263,6 +272,6 @@ def _change(word: str, found: _Candidate, tables: Tables) -> str:
         case "CUDA":
             return f"CUDA {spec.torch.cuda} instead of {value}"
         case "base" | "Python":
-            return f"base: {spec.base} (Python {spec.python}) instead of {word}"
+            return f"base: {_base_words(spec.base)} (Python {spec.python}) instead of {word}"
         case _:
             return f"leave out {word}"

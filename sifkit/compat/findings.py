@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import Version
 
 from sifkit.compat.tables import LlamaFactoryRelease, Tables, TorchBuild
 from sifkit.model import ImageSpec, Lock, Site
@@ -99,7 +99,7 @@ class Question:
         """Packages of which the version is known: every one in the lock, else those that the spec pins."""
         if self.lock is not None:
             return {p.name: Pinned(p.name, p.version, p.file, "the lock") for p in self.lock.packages}
-        found = [_pinned(text) for text in self.spec.packages]
+        found = [_pinned(text, self.spec.python) for text in self.spec.packages]
         return {pin.name: pin for pin in found if pin}
 
     @property
@@ -108,16 +108,29 @@ class Question:
         return f"torch {self.spec.torch.version} for CUDA {self.spec.torch.cuda}"
 
 
-def _pinned(text: str) -> Pinned | None:
-    """A requirement of the spec; its version where it is pinned, or where it is a file with a name that says it."""
+def _pinned(text: str, python: str) -> Pinned | None:
+    """A requirement that applies; its version where it is pinned, or where it is a wheel, whose name says it."""
     try:
         requirement = Requirement(text)
     except InvalidRequirement:
         return None
-    name, file = canonicalize_name(requirement.name), (requirement.url or "").rpartition("/")[2].partition("#")[0]
-    pins = [
-        part.version for part in requirement.specifier if part.operator in ("==", "===") and "*" not in part.version
-    ]
-    from_file = re.match(r"[^-]+-([^-]+)-", file.replace("%2B", "+"))
-    version = pins[0] if pins else from_file[1] if from_file else None
-    return Pinned(name, version, file.replace("%2B", "+"), f"packages: {text}")
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
+    if requirement.marker and not requirement.marker.evaluate({**environment, "platform_system": "Linux"}):
+        return None
+    file = (requirement.url or "").rpartition("/")[2].partition("#")[0].replace("%2B", "+")
+    pins = [part.version for part in requirement.specifier if part.operator == "==" and "*" not in part.version]
+    version = pins[0] if pins else _version_of_wheel(file)
+    return Pinned(canonicalize_name(requirement.name), version, file, f"packages: {text}")
+
+
+def _version_of_wheel(file: str) -> str | None:
+    """Source archives, branches and forks do not say their version in a way that one could trust."""
+    try:
+        return str(parse_wheel_filename(file)[1])
+    except InvalidWheelFilename:
+        return None
+
+
+def same_version(one: str, other: str) -> bool:
+    """2.10 is 2.10.0; what stands after a plus does not count."""
+    return Version(Version(one).public) == Version(Version(other).public)

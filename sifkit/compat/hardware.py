@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from packaging.version import Version
 
 from sifkit.compat.findings import Finding, Question, Severity
-from sifkit.compat.tables import GpuModel, TorchBuild, has_kernels
+from sifkit.compat.tables import CudaRelease, GpuModel, TorchBuild, has_kernels
 from sifkit.tables import known_bases
 
 
@@ -74,7 +74,7 @@ def driver(question: Question) -> Iterator[Finding]:
     if oldest is None:
         message, fix = f"no row knows which driver CUDA {cuda} needs", "add it to definitions/compat/cuda.yaml"
         yield Finding("cuda-unknown", Severity.UNKNOWN, f"CUDA {cuda}", message, fix, "definitions/compat/cuda.yaml")
-    elif Version(given) < Version(oldest):
+    elif not at_least(given, oldest):
         other = _newest(question, lambda row: _starts(question, row, given))
         row = question.tables.cuda(cuda) or question.tables.cuda_majors()[Version(cuda).major]
         yield Finding(
@@ -100,19 +100,19 @@ def gpus(question: Question) -> Iterator[Finding]:
             yield Finding("gpu-on-arm", Severity.ERROR, name, message, f"leave {name} out", gpu.source)
         elif question.build and not has_kernels(question.build.architectures, gpu.pair):
             yield _without_kernels(question, question.build, name, gpu)
+        elif question.build is None and (reason := _beyond_cuda(question, gpu)):
+            message = (
+                f"{question.torch_words} has no kernels for {name} (compute capability {gpu.capability}): {reason}"
+            )
+            yield Finding("gpu-without-kernels", Severity.ERROR, name, message, f"leave {name} out", gpu.source)
 
 
 def _without_kernels(question: Question, build: TorchBuild, name: str, gpu: GpuModel) -> Finding:
-    row = question.tables.cuda(build.cuda)
-    floor, ceiling = (Version(edge) for edge in row.capabilities) if row else (Version("0"), Version("99"))
     wanted, listed = f"sm_{gpu.capability.replace('.', '')}", " ".join(build.architectures)
-    if Version(gpu.capability) < floor:
-        reason = f"CUDA {build.cuda} dropped it"
-    elif Version(gpu.capability) > ceiling:
-        reason = f"CUDA {build.cuda} is older than this GPU"
-    else:
-        reason = f"this build has {listed}"
-    other = _newest(question, lambda row: has_kernels(row.architectures, gpu.pair))
+    reason = _beyond_cuda(question, gpu) or f"this build has {listed}"
+    pairs = [found.pair for found in map(question.tables.gpu, question.target.gpus) if found and not found.arm]
+    serving = _newest(question, lambda row: all(has_kernels(row.architectures, pair) for pair in pairs))
+    other = serving or _newest(question, lambda row: has_kernels(row.architectures, gpu.pair))
     return Finding(
         "gpu-without-kernels",
         Severity.ERROR,
@@ -125,11 +125,21 @@ def _without_kernels(question: Question, build: TorchBuild, name: str, gpu: GpuM
     )
 
 
+def _beyond_cuda(question: Question, gpu: GpuModel) -> str | None:
+    """Why this CUDA has no code for a GPU, where its compiler's floor or ceiling is the reason."""
+    row = question.tables.cuda(question.spec.torch.cuda)
+    if row and Version(gpu.capability) < Version(row.capabilities[0]):
+        return f"CUDA {row.version} dropped it"
+    if row and Version(gpu.capability) > Version(row.capabilities[1]):
+        return f"CUDA {row.version} is older than this GPU"
+    return None
+
+
 def gpu_driver(question: Question) -> Iterator[Finding]:
     """Code compiled at run time (PTX) needs the toolkit's own driver: said where a GPU has no kernels of its own."""
     given, build = question.target.driver, question.build
     row = question.tables.cuda(question.spec.torch.cuda)
-    if given is None or build is None or row is None or Version(given) >= Version(row.toolkit_driver):
+    if given is None or build is None or row is None or at_least(given, row.toolkit_driver):
         return
     binaries = tuple(name for name in build.architectures if name.startswith("sm_"))
     for name in question.target.gpus:
@@ -140,9 +150,15 @@ def gpu_driver(question: Question) -> Iterator[Finding]:
             yield Finding("driver-without-ptx", Severity.ERROR, f"driver {given}", message, fix, row.source)
 
 
+def at_least(given: str, oldest: str) -> bool:
+    """Whether a driver is new enough; one named by its branch alone (`580`, `525.60`) is the branch's newest."""
+    parts = [int(part) for part in given.split(".")]
+    return parts >= [int(part) for part in oldest.split(".")][: len(parts)]
+
+
 def _starts(question: Question, build: TorchBuild, given: str) -> bool:
     oldest = question.tables.oldest_driver(build.cuda)
-    return oldest is not None and Version(given) >= Version(oldest)
+    return oldest is not None and at_least(given, oldest)
 
 
 def _newest(question: Question, fits: Callable[[TorchBuild], bool]) -> str:
@@ -161,4 +177,26 @@ def _or(other: str) -> str:
     return f"; or {other}" if other else ""
 
 
-RULES = (known_build, torch_python, torch_glibc, driver, gpus, gpu_driver)
+def gpu_compiler(question: Question) -> Iterator[Finding]:
+    """Triton compiles for the GPU itself, with the assembler of torch's CUDA: kernels of a sibling do not help it."""
+    row = question.tables.cuda(question.spec.torch.cuda)
+    for name in question.target.gpus:
+        gpu = question.tables.gpu(name)
+        if row and gpu and gpu.capability in row.lacks:
+            yield _without_compiler(question, row, name, gpu)
+
+
+def _without_compiler(question: Question, row: CudaRelease, name: str, gpu: GpuModel) -> Finding:
+    wanted = f"sm_{gpu.capability.replace('.', '')}"
+    message = f"CUDA {row.version} cannot compile for {name} ({wanted}): Triton and torch.compile fail there"
+    other = _newest(question, lambda build: _compiles(question, build, gpu))
+    fix = f"take {other}" if other else "a newer CUDA"
+    return Finding("gpu-without-compiler", Severity.WARNING, name, message, fix, row.source)
+
+
+def _compiles(question: Question, build: TorchBuild, gpu: GpuModel) -> bool:
+    row = question.tables.cuda(build.cuda)
+    return row is not None and gpu.capability not in row.lacks and has_kernels(build.architectures, gpu.pair)
+
+
+RULES = (known_build, torch_python, torch_glibc, driver, gpus, gpu_driver, gpu_compiler)

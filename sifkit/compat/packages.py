@@ -9,10 +9,11 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from sifkit.compat.findings import Finding, Pinned, Question, Severity
+from sifkit.compat.findings import Finding, Pinned, Question, Severity, same_version
 from sifkit.compat.tables import TorchBuild, requirement_of, specifier_of
 from sifkit.tables import known_bases
 
+_BRINGS = {"build-essential": ("gcc", "libc6-dev"), "g++": ("gcc", "libc6-dev")}  # by Debian's dependencies
 COMPILER = ("gcc", "libc6-dev", "python3-dev")  # Triton builds a launcher for each kernel when it first runs
 
 
@@ -26,7 +27,7 @@ def torch_set(question: Question) -> Iterator[Finding]:
         return
     for name, belongs in (("torchvision", build.torchvision), ("torchaudio", build.torchaudio)):
         pin = question.pinned.get(name)
-        if pin and pin.version and belongs and Version(pin.version).public != belongs:
+        if pin and pin.version and belongs and not same_version(pin.version, belongs):
             yield _of_another_torch(question, build, pin, f"=={belongs}")
     triton = question.pinned.get("triton")
     if triton and triton.version and build.triton and triton.version not in specifier_of(build.triton):
@@ -45,9 +46,19 @@ def _of_another_torch(question: Question, build: TorchBuild, pin: Pinned, belong
 def torch_pin(question: Question) -> Iterator[Finding]:
     """A torch under packages is the one under torch."""
     pin = question.pinned.get("torch")
-    if pin and pin.version and Version(pin.version).public != question.spec.torch.version:
+    if (
+        pin
+        and pin.version
+        and (not same_version(pin.version, question.spec.torch.version) or _of_other_cuda(question, pin))
+    ):
         message = f"{pin.origin} pins torch {pin.version}, the spec's torch is {question.spec.torch.version}"
         yield Finding("torch-twice", Severity.ERROR, "torch", message, "say it once, under torch:", "the spec")
+
+
+def _of_other_cuda(question: Question, pin: Pinned) -> bool:
+    """torch==2.9.1+cu126 in an image for CUDA 12.8."""
+    local = Version(pin.version or "0").local
+    return local is not None and local != f"cu{question.spec.torch.cuda.replace('.', '')}"
 
 
 def companions(question: Question) -> Iterator[Finding]:
@@ -141,6 +152,8 @@ def compiler(question: Question) -> Iterator[Finding]:
     if question.base is None:
         return
     have = {package.partition("=")[0] for package in question.spec.apt}
+    have |= {name for package in have for name in _BRINGS.get(package, ())}
+    have |= {"python3-dev"} if f"python{question.spec.python}-dev" in have else set()
     missing = [name for name in COMPILER if name not in have]
     if missing:
         message = f"apt lacks {', '.join(missing)}: Triton compiles with them when a kernel first runs"

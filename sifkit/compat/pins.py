@@ -80,8 +80,9 @@ def _with_inner(text: str, key: str, inner: str, value: str) -> str:
         end = node.end_mark.index - 1  # before the brace
         body = text[node.start_mark.index + 1 : end].strip()
         return f"{text[: node.start_mark.index]}{{{body}{', ' if body else ''}{inner}: {value}{text[end:]}"
-    first = node.value[0][0].start_mark
-    return f"{text[: first.index]}{inner}: {value}\n{' ' * first.column}{text[first.index :]}"
+    last, column = _end(node.value[-1][1]), node.value[0][0].start_mark.column
+    rest = text[last:].partition("\n")  # a comment behind the last value stays there
+    return f"{text[:last]}{rest[0]}\n{' ' * column}{inner}: {value}{rest[1]}{rest[2]}"
 
 
 def _replaced(text: str, node: yaml.Node, value: str) -> str:

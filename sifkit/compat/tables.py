@@ -16,20 +16,19 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
+from annotated_types import Len
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version as ParsedVersion
-from pydantic import StringConstraints
+from pydantic import AfterValidator, StringConstraints
 
 from sifkit import yamlfile
-from sifkit.model import MinorVersion, OneWord, Strict, Version
+from sifkit.errors import UsageError
+from sifkit.model import DriverVersion, MinorVersion, OneWord, Strict, Version
 
 PACKAGED = Path(__file__).parent.parent / "data" / "compat"
 FILES = ("torch.yaml", "cuda.yaml", "gpus.yaml", "llamafactory.yaml", "packages.yaml", "pairs.yaml")
-
-Capability = tuple[int, int]
-CapabilityText = Annotated[str, StringConstraints(pattern=r"^\d+\.\d$")]
 
 
 @cache
@@ -44,6 +43,25 @@ def specifier_of(text: str) -> SpecifierSet:
     return SpecifierSet(text)
 
 
+Capability = tuple[int, int]
+
+
+def _specifier(text: str) -> str:
+    specifier_of(text)  # ValueError for a text that is none
+    return text
+
+
+def _requirement(text: str) -> str:
+    requirement_of(text)
+    return text
+
+
+SpecifierText = Annotated[str, AfterValidator(_specifier)]
+RequirementText = Annotated[str, AfterValidator(_requirement)]
+AtLeastOne = Annotated[tuple[MinorVersion, ...], Len(min_length=1)]
+CapabilityText = Annotated[str, StringConstraints(pattern=r"^\d+\.\d$")]
+
+
 class TorchBuild(Strict):
     """One build of torch for Linux on x86-64, and what belongs to it."""
 
@@ -51,8 +69,8 @@ class TorchBuild(Strict):
     cuda: MinorVersion
     torchvision: Version | None  # None: none on that index fits this torch
     torchaudio: Version | None
-    triton: str | None  # as torch pins it: "==3.5.1"
-    pythons: tuple[MinorVersion, ...]  # for which the whole set has wheels
+    triton: SpecifierText | None  # as torch pins it: "==3.5.1"
+    pythons: AtLeastOne  # for which the whole set has wheels
     glibc: MinorVersion  # the oldest whose symbols its libraries need
     architectures: tuple[OneWord, ...]  # that its kernels were compiled for
     cxx11_abi: bool  # _GLIBCXX_USE_CXX11_ABI
@@ -71,9 +89,10 @@ class CudaRelease(Strict):
     """A CUDA toolkit release, and the drivers that run what was built with it."""
 
     version: MinorVersion
-    driver: OneWord  # oldest on which it starts (minor-version compatibility)
-    toolkit_driver: OneWord  # released with it: code compiled at run time (PTX) works from here on
+    driver: DriverVersion  # oldest on which it starts (minor-version compatibility)
+    toolkit_driver: DriverVersion  # released with it: code compiled at run time (PTX) works from here on
     capabilities: tuple[CapabilityText, CapabilityText]  # floor and ceiling of its compiler
+    lacks: tuple[CapabilityText, ...] = ()  # of GPUs in the tables, those between that it cannot compile for
     source: str
 
 
@@ -100,12 +119,12 @@ class LlamaFactoryRelease(Strict):
     """What a release asks for: in its wheel's metadata, and in its check when it starts."""
 
     version: Version
-    python: str  # specifier
-    pythons: tuple[MinorVersion, ...]  # for which every requirement with an upper bound has a wheel
-    requires: tuple[str, ...]
-    runtime: tuple[str, ...]  # check_dependencies() in llamafactory/extras/misc.py
-    extras: dict[str, tuple[str, ...]]
-    optional: tuple[str, ...]  # checked where a feature is used
+    python: SpecifierText
+    pythons: AtLeastOne  # for which every requirement with an upper bound has a wheel
+    requires: tuple[RequirementText, ...]
+    runtime: tuple[RequirementText, ...]  # check_dependencies() in llamafactory/extras/misc.py
+    extras: dict[str, tuple[RequirementText, ...]]
+    optional: tuple[RequirementText, ...]  # checked where a feature is used
     source: tuple[str, ...]
 
     def specifiers(self, package: str) -> SpecifierSet:
@@ -131,9 +150,9 @@ class TiedRelease(Strict):
     name: str
     version: Version
     wheel: bool  # for Linux on x86-64; else there is only a source archive
-    python: str = ""  # specifier
-    torch: str = ""  # specifier in its metadata
-    requires: tuple[str, ...] = ()  # others in its metadata that LLaMA-Factory has ranges for
+    python: SpecifierText = ""
+    torch: SpecifierText = ""  # in its metadata
+    requires: tuple[RequirementText, ...] = ()  # others in its metadata that LLaMA-Factory has ranges for
     cuda: tuple[MinorVersion, ...] = ()  # that it brings libraries for; empty: it does not depend on it
     source: str
 
@@ -146,10 +165,10 @@ class Pair(Strict):
     """Two packages that resolvers put together and that fail."""
 
     package: str
-    versions: str  # specifier: which releases of it
+    versions: SpecifierText  # which releases of it
     other: str
-    needs: str  # specifier: with which releases of the other they work
-    instead: str  # specifier: releases of the package that work with any
+    needs: SpecifierText  # with which releases of the other they work
+    instead: SpecifierText  # releases of the package that work with any
     symptom: str
     source: str
 
@@ -220,17 +239,25 @@ class Tables:
     def gpu(self, model: str) -> GpuModel | None:
         """A GPU by its name or an alias, as people write it: `A100`, `rtx-4090`, `NVIDIA H100 80GB HBM3`."""
         wanted = normalised(model)
-        return next((row for row in self.gpus if wanted in _names(row)), None)
+        without_memory = normalised(re.sub(r"[\s_-]+\d+ ?gb$", "", model.strip(), flags=re.IGNORECASE))
+        for name in (wanted, without_memory, f"rtx{without_memory}"):
+            found = next((row for row in self.gpus if name in _names(row)), None)
+            if found:
+                return found
+        return None
 
     def nearest_gpu(self, model: str) -> str:
         """A hint for a name that is not known."""
-        near = difflib.get_close_matches(model, [row.model for row in self.gpus], n=1)
-        known = ", ".join(row.model for row in self.gpus)
-        return f"did you mean {near[0]}?" if near else f"known: {known}"
+        known = {name: row.model for row in self.gpus for name in _names(row)}
+        near = difflib.get_close_matches(normalised(model), known, n=1, cutoff=0.75)
+        return f"did you mean {known[near[0]]}?" if near else "the names that are known: sifkit compat show --json"
 
     def gpus_served(self, build: TorchBuild) -> tuple[GpuModel, ...]:
         """Every GPU for which a build has kernels."""
-        return tuple(row for row in self.gpus if not row.arm and has_kernels(build.architectures, row.pair))
+        cuda = self.cuda(build.cuda)
+        lacks = cuda.lacks if cuda else ()
+        fitting = (row for row in self.gpus if not row.arm and has_kernels(build.architectures, row.pair))
+        return tuple(row for row in fitting if row.capability not in lacks)
 
     def newest_serving(self, *capabilities: Capability) -> TorchBuild | None:
         """The newest whole set whose torch has kernels for all of them."""
@@ -256,8 +283,9 @@ def overlap(one: SpecifierSet, other: SpecifierSet) -> bool:
 
 
 def normalised(model: str) -> str:
-    """A GPU's name as tables compare it."""
-    return re.sub(r"^(nvidia|tesla|geforce)+", "", re.sub(r"[\s_-]", "", model.lower()))
+    """A GPU's name as tables compare it; Slurm's form (`gpu:a100:4`) is understood, too."""
+    plain = re.sub(r"^gpu:|:\d+$", "", model.strip().lower())
+    return re.sub(r"^(nvidia|tesla|geforce)+", "", re.sub(r"[\s_-]", "", plain))
 
 
 @cache
@@ -270,7 +298,11 @@ def load_tables(own: Path | None = None) -> Tables:
 
     Raises `UsageError` for a file that is not a table.
     """
-    return _load(tuple(_file(own, name) for name in FILES))
+    try:
+        return _load(tuple(_file(own, name) for name in FILES))
+    except UsageError as error:
+        fix = "write it again: sifkit compat update; or delete it, and sifkit's own is used"
+        raise UsageError(error.message, error.fix or fix) from None
 
 
 def _file(own: Path | None, name: str) -> Path:

@@ -9,7 +9,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from sifkit.compat.findings import Finding, Pinned, Question, Severity
+from sifkit.compat.findings import Finding, Pinned, Question, Severity, same_version
 from sifkit.compat.tables import TiedRelease, TorchBuild, overlap, requirement_of, specifier_of
 from sifkit.tables import known_extras
 
@@ -37,9 +37,16 @@ def tied(question: Question) -> Iterator[Finding]:
     """Packages that are tied to torch: their metadata takes this torch, their libraries fit its CUDA."""
     for name in dict.fromkeys(row.name for row in question.tables.tied):
         pin = question.pinned.get(name)
-        release = next((row for row in question.tables.releases(name) if pin and row.version == pin.version), None)
+        release = _release(question, pin)
         if pin and release:
             yield from _tied_release(question, pin, release)
+
+
+def _release(question: Question, pin: Pinned | None) -> TiedRelease | None:
+    if pin is None or pin.version is None:
+        return None
+    rows = question.tables.releases(pin.name)
+    return next((row for row in rows if same_version(row.version, pin.version)), None)
 
 
 def _tied_release(question: Question, pin: Pinned, release: TiedRelease) -> Iterator[Finding]:
@@ -89,7 +96,7 @@ def _versions_for(question: Question, name: str) -> str:
     fitting = _fitting(question, name)
     if fitting:
         return f"{fitting[-1].version} fits"
-    builds = sorted({row.torch for row in question.tables.releases(name) if row.wheel and row.torch})
+    builds = list(dict.fromkeys(row.torch for row in question.tables.releases(name) if row.wheel and row.torch))
     return (
         f"has no release for {question.torch_words}; its releases are for torch {', '.join(builds)}"
         if builds

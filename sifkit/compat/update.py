@@ -1,7 +1,7 @@
 """`sifkit compat update`: read again, from the package index, what wheels can tell.
 
 One function for each file of the tables; each row is read from one release, so that releases are read side
-by side. Nothing is kept from the old tables: what they say is what the index said.
+by side. Nothing that the index tells is kept from the old tables: they say what it said.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from packaging.version import Version
 
 from sifkit.compat.read_packages import llamafactory_releases, tied_releases
 from sifkit.compat.read_torch import TorchIndex, torch_builds
-from sifkit.compat.wheels import Index
+from sifkit.compat.tables import TorchBuild
+from sifkit.compat.wheels import Index, shown
+from sifkit.errors import HostError
 from sifkit.model import Strict
 from sifkit.progress import Progress
 
@@ -30,17 +33,30 @@ def as_text(key: str, rows: Sequence[Strict], read: str) -> str:
     return HEADER.format(read=read) + body
 
 
-def read_all(index: Index, others: TorchIndex | None, progress: Progress) -> dict[str, str]:
-    """The texts of the files that wheels can tell, by file name."""
+def read_all(
+    index: Index, others: TorchIndex | None, progress: Progress, kept: Sequence[TorchBuild] = ()
+) -> dict[str, str]:
+    """The texts of the files that wheels can tell, by file name. `kept`: rows of PyTorch's own index that stay.
+
+    Raises `HostError` for an index that has no torch or no LLaMA-Factory: it is another one than was meant.
+    """
+    builds, releases = torch_builds(index, others, progress), llamafactory_releases(index, progress)
+    for name, found in (("torch", builds), ("llamafactory", releases)):
+        if not found:
+            fix = "correct python_index.url in the site file; the tables stay as they are"
+            raise HostError(f"{shown(index.url)} has no wheel of {name}", fix)
+    known = {(row.version, row.cuda) for row in builds}
+    builds += [row for row in kept if (row.version, row.cuda) not in known]
+    builds.sort(key=lambda row: (row.parsed, Version(row.cuda)))
     return {
         "torch.yaml": as_text(
             "torch",
-            torch_builds(index, others, progress),
+            builds,
             "METADATA, version.py, libtorch_python.so, libc10_cuda.so; companions' METADATA, version.py and extension",
         ),
         "llamafactory.yaml": as_text(
             "llamafactory",
-            llamafactory_releases(index, progress),
+            releases,
             "METADATA, check_version() and require_version() in the code, requirements/*.txt of the source archive",
         ),
         "packages.yaml": as_text("packages", tied_releases(index, progress), "METADATA and the names of libraries"),

@@ -250,10 +250,15 @@ def _applies(requirement: Requirement, environment: dict[str, str]) -> bool:
     return requirement.marker is None or requirement.marker.evaluate(environment)
 
 
+def shown(url: str) -> str:
+    """A URL without the user name and password that it may hold."""
+    return re.sub(r"//[^/@]*@", "//", url)
+
+
 @contextmanager
 def _answers(url: str) -> Iterator[None]:
     """Raises `HostError` that names the host, without user names and passwords that its URL may hold."""
-    where = re.sub(r"//[^/@]*@", "//", url)
+    where = shown(url)
     try:
         yield
     except requests.exceptions.SSLError as error:

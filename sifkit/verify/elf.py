@@ -398,6 +398,8 @@ def judge_extensions(facts: ElfFacts) -> Check:
     name = "extensions fit torch's C++ ABI"
     if facts.torch is None:
         return not_run(Level.STATIC, name, "there is no torch")
+    if not facts.extensions:
+        return passed(Level.STATIC, name, f"no compiled file outside it uses {facts.torch.shown}")
     wrong = [extension for extension in facts.extensions if extension.missing]
     fatal = [extension for extension in wrong if not _is_optional(extension)]
     if not wrong:

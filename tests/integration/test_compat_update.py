@@ -159,6 +159,52 @@ def test_update_writes_the_projects_own_tables_and_the_commands_use_them(
     assert json.loads(capsys.readouterr().out)["torch"][0]["cuda"] == "13.7"
 
 
+def test_another_index_than_was_meant_leaves_the_tables_alone(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "portal" / "torch" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("<html><body>please log in</body></html>")
+    site = tmp_path / "site.yaml"
+    with served(page.parent.parent) as url:
+        site.write_text(f"python_index: {{url: {url}, ca_bundle: null}}\n")
+        assert main(["compat", "update", "--project", str(project), "--site", str(site)]) == Exit.HOST
+    assert "has no wheel of torch" in capsys.readouterr().err
+    assert not (project / "definitions" / "compat").exists()
+
+
+def test_rows_of_pytorchs_own_index_stay_until_they_are_read_again(index: Path) -> None:
+    (row,) = [build for build in TABLES.builds if build.version == "2.7.1"]
+    kept = row.model_copy(update={"cuda": "12.8", "index": "torch"})
+    with served(index) as url, Index(url) as real:
+        texts = update.read_all(real, None, PROGRESS, [kept])
+    rows = yaml.safe_load(texts["torch.yaml"])["torch"]
+    assert [(found["version"], found["cuda"]) for found in rows] == [("2.7.1", "12.8"), ("2.99.0", "13.7")]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (
+            "pairs.yaml",
+            "pairs:\n- {package: a, versions: x, other: b, needs: '>1', instead: '<1', symptom: s, source: s}\n",
+        ),
+        (
+            "cuda.yaml",
+            "cuda:\n- {version: '12.8', driver: abc, toolkit_driver: '1', capabilities: ['5.0', '9.0'], source: s}\n",
+        ),
+        ("torch.yaml", "sets:\n- {torch: 2.9.1}\n"),
+        ("torch.yaml", "torch:\n- {version: 2.9.1"),
+    ],
+)
+def test_a_damaged_table_is_an_error_with_a_way_out(file: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_tables(tmp_path)
+    assert file in caught.value.message
+    assert "sifkit compat update" in (caught.value.fix or "")
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # remotezip drops the answer unread
 def test_an_index_without_ranges_is_named_with_the_way_out(index: Path) -> None:
     with served(index, ranges=False) as url, Index(url) as real, pytest.raises(HostError) as caught:

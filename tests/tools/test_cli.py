@@ -47,7 +47,7 @@ def test_list_is_a_table_for_people(project: Path, capsys: pytest.CaptureFixture
     assert main(["build", "--list", "--project", str(project)]) == Exit.OK
     line = capsys.readouterr().out.splitlines()[1].split()
     assert line[:7] == ["example", "missing", "0.9.5", "2.9.1", "12.8", "3.13", "debian-trixie"]
-    assert line[7:] == ["≥", "525.60.13", "V100", "T4", "A100", "A40", "L40S", "H100", "B200", "B300", "RTX", "5090"]
+    assert line[7:] == ["≥", "525.60.13", "V100", "T4", "A100", "A40", "L40S", "H100", "B200", "RTX", "5090"]
 
 
 def test_render_writes_the_definition_and_nothing_else(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,3 +106,30 @@ def test_a_base_of_ones_own_needs_its_python() -> None:
     with pytest.raises(UsageError, match="which Python it has is not known"):
         chosen(base=base)
     assert chosen(base=base, python="3.12", torch={"cuda": "12.8"}, extras=("deepspeed",)).torch.version == "2.10.0"
+
+
+def test_a_base_with_a_typo_names_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        chosen(base="debian-trixy")
+    assert caught.value.fix == "did you mean debian-trixie?"
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("A100 80GB", "A100"),
+        ("gpu:a100:4", "A100"),
+        ("3090", "RTX 3090"),
+        ("A6000", "RTX A6000"),
+        ("V100-32GB", "V100"),
+    ],
+)
+def test_gpus_are_found_as_people_and_slurm_name_them(name: str, model: str) -> None:
+    gpu = TABLES.gpu(name)
+    assert gpu is not None
+    assert gpu.model == model
+
+
+def test_gpus_of_other_makers_have_no_near_name() -> None:
+    assert TABLES.gpu("MI300X") is None
+    assert "did you mean" not in TABLES.nearest_gpu("MI300X")

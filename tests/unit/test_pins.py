@@ -27,7 +27,7 @@ def test_what_is_missing_is_appended() -> None:
     [
         ('torch: {cuda: "12.8"}  # for V100', 'torch: {cuda: "12.8", version: 2.9.1}  # for V100'),
         ("torch: {}", 'torch: {version: 2.9.1, cuda: "12.8"}'),
-        ('torch:\n  # ours\n  cuda: "12.8"', 'torch:\n  # ours\n  version: 2.9.1\n  cuda: "12.8"'),
+        ('torch:\n  # ours\n  cuda: "12.8" # yes', 'torch:\n  # ours\n  cuda: "12.8" # yes\n  version: 2.9.1'),
         ('torch: {version: 2.6.0, cuda: "12.4"}', 'torch: {version: 2.9.1, cuda: "12.8"}'),
         ("torch: {version: 2.9.1, cuda: '12.8'}", "torch: {version: 2.9.1, cuda: '12.8'}"),
     ],
