@@ -94,6 +94,7 @@ def _as_json(tables: Tables) -> dict[str, object]:
         "torch": tables.builds,
         "cuda": tables.cudas,
         "gpus": tables.gpus,
+        "drivers": tables.spans,
         "llamafactory": tables.llamafactories,
         "packages": tables.tied,
         "pairs": tables.pairs,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from packaging.version import Version
 
 from sifkit.compat.findings import Finding, Question, Severity
-from sifkit.compat.tables import CudaRelease, GpuModel, TorchBuild, has_kernels
+from sifkit.compat.tables import CudaRelease, DriverSpan, GpuModel, TorchBuild, has_kernels
 from sifkit.tables import known_bases
 
 
@@ -199,4 +199,30 @@ def _compiles(question: Question, build: TorchBuild, gpu: GpuModel) -> bool:
     return row is not None and gpu.capability not in row.lacks and has_kernels(build.architectures, gpu.pair)
 
 
-RULES = (known_build, torch_python, torch_glibc, driver, gpus, gpu_driver, gpu_compiler)
+def _spans(question: Question, name: str) -> list[DriverSpan]:
+    gpu = question.tables.gpu(name)
+    if gpu is None:
+        return []
+    edges = [(span, *(Version(edge) for edge in span.capabilities)) for span in question.tables.spans]
+    return [span for span, low, high in edges if low <= Version(gpu.capability) <= high]
+
+
+def gpu_generation(question: Question) -> Iterator[Finding]:
+    """The driver runs this generation of GPUs: not before it was made, and not after it was dropped."""
+    given = question.target.driver
+    if given is None:
+        return
+    for name in question.target.gpus:
+        for span in _spans(question, name):
+            if span.first and not at_least(given, span.first):
+                message = f"driver {given} does not know {name}: its first branch is {span.first}"
+                fix = f"driver {span.first} or newer"
+            elif span.last and int(given.split(".")[0]) > int(span.last.split(".")[0]):
+                message = f"driver {given} does not run {name} any more: its last branch is {span.last}"
+                fix = f"driver {span.last}, or leave {name} out"
+            else:
+                continue
+            yield Finding("gpu-driver", Severity.ERROR, f"driver {given}", message, fix, span.source)
+
+
+RULES = (known_build, torch_python, torch_glibc, driver, gpus, gpu_driver, gpu_generation, gpu_compiler)

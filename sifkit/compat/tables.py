@@ -115,6 +115,15 @@ class GpuModel(Strict):
         return int(major), int(minor)
 
 
+class DriverSpan(Strict):
+    """The driver branches that run GPUs of a span of compute capabilities."""
+
+    capabilities: tuple[CapabilityText, CapabilityText]  # from, to
+    first: DriverVersion | None
+    last: DriverVersion | None
+    source: str
+
+
 class LlamaFactoryRelease(Strict):
     """What a release asks for: in its wheel's metadata, and in its check when it starts."""
 
@@ -183,6 +192,7 @@ class _CudaFile(Strict):
 
 class _GpuFile(Strict):
     gpus: tuple[GpuModel, ...]
+    drivers: tuple[DriverSpan, ...] = ()
 
 
 class _LlamaFactoryFile(Strict):
@@ -211,6 +221,7 @@ class Tables:
     llamafactories: tuple[LlamaFactoryRelease, ...]
     tied: tuple[TiedRelease, ...]
     pairs: tuple[Pair, ...]
+    spans: tuple[DriverSpan, ...] = ()
 
     def build(self, torch: str, cuda: str) -> TorchBuild | None:
         """The build of a torch for a CUDA."""
@@ -312,13 +323,15 @@ def _file(own: Path | None, name: str) -> Path:
 @cache
 def _load(paths: tuple[Path, ...]) -> Tables:
     torch, cuda, gpus, llamafactory, packages, pairs = paths
+    gpu_file = yamlfile.load(gpus, _GpuFile)
     return Tables(
         builds=_newest_last(yamlfile.load(torch, _TorchFile).torch),
         cudas=yamlfile.load(cuda, _CudaFile).cuda,
-        gpus=yamlfile.load(gpus, _GpuFile).gpus,
+        gpus=gpu_file.gpus,
         llamafactories=yamlfile.load(llamafactory, _LlamaFactoryFile).llamafactory,
         tied=yamlfile.load(packages, _PackagesFile).packages,
         pairs=yamlfile.load(pairs, _PairsFile).pairs,
+        spans=gpu_file.drivers,
     )
 
 

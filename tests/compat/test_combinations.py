@@ -98,3 +98,18 @@ def test_every_image_of_ours_fits_with_its_lock(name: str) -> None:
     spec = load_spec(PROJECT, name)
     lock = current_lock(wanted(spec), PROJECT.lock_path(name))
     assert check(spec, Target.of(spec, Site()), TABLES, lock) == ()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "driver", "refused"),
+    [
+        ("V100", "590.44.01", True),
+        ("V100", "580.95.05", False),
+        ("RTX 5090", "535.104", True),
+        ("RTX 5090", "570.26", False),
+        ("H100", "590.44.01", False),
+    ],
+)
+def test_a_driver_runs_the_generations_of_its_branch(gpu: str, driver: str, refused: bool) -> None:
+    findings = check(make_spec(apt=COMPILER), Target((gpu,), driver), TABLES)
+    assert ("gpu-driver" in {finding.rule for finding in findings}) is refused
