@@ -203,8 +203,9 @@ def _spans(question: Question, name: str) -> list[DriverSpan]:
     gpu = question.tables.gpu(name)
     if gpu is None:
         return []
-    edges = [(span, *(Version(edge) for edge in span.capabilities)) for span in question.tables.spans]
-    return [span for span, low, high in edges if low <= Version(gpu.capability) <= high]
+    capability = Version(gpu.capability)
+    spans = question.tables.spans
+    return [s for s in spans if Version(s.capabilities[0]) <= capability <= Version(s.capabilities[1])]
 
 
 def gpu_generation(question: Question) -> Iterator[Finding]:
