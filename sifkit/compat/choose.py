@@ -263,6 +263,8 @@ def _change(word: str, found: _Candidate, tables: Tables) -> str:
     kind, _, value = word.partition(" ")
     spec = found.spec
     match kind:
+        case "driver" if generation := [error.fix for error in found.errors if error.rule == "gpu-driver"]:
+            return f"{generation[0]} (now {value})"
         case "driver":
             return f"driver {tables.oldest_driver(spec.torch.cuda)} or newer instead of {value}"
         case "LLaMA-Factory":

@@ -133,3 +133,11 @@ def test_gpus_are_found_as_people_and_slurm_name_them(name: str, model: str) -> 
 def test_gpus_of_other_makers_have_no_near_name() -> None:
     assert TABLES.gpu("MI300X") is None
     assert "did you mean" not in TABLES.nearest_gpu("MI300X")
+
+
+def test_a_driver_that_dropped_the_gpu_is_told_which_one_runs_it() -> None:
+    with pytest.raises(ProblemFound) as caught:
+        chosen(llamafactory="0.9.5", gpu=("V100",), driver="590.44.01")
+    ways = (caught.value.fix or "").splitlines()[1:]
+    assert any(way.startswith("- driver 580, or leave V100 out (now 590.44.01) → ") for way in ways)
+    assert any(way.startswith("- leave out V100 → ") for way in ways)
