@@ -113,3 +113,15 @@ def test_every_image_of_ours_fits_with_its_lock(name: str) -> None:
 def test_a_driver_runs_the_generations_of_its_branch(gpu: str, driver: str, refused: bool) -> None:
     findings = check(make_spec(apt=COMPILER), Target((gpu,), driver), TABLES)
     assert ("gpu-driver" in {finding.rule for finding in findings}) is refused
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        "transformers @ git+https://example.org/me/my-transformers-fork",
+        "trl @ https://example.org/heads/fix-bug-1.tar.gz",
+        "torch @ https://example.org/torch-main-cp313-cp313-linux_x86_64.whl",
+    ],
+)
+def test_an_address_says_no_version_unless_it_is_a_wheels(package: str) -> None:
+    assert check(make_spec(apt=COMPILER, packages=(package,)), Target(), TABLES) == ()
