@@ -13,6 +13,10 @@ from sifkit.compat.findings import Finding, Pinned, Question, Severity, same_ver
 from sifkit.compat.tables import TiedRelease, TorchBuild, overlap, requirement_of, specifier_of
 from sifkit.tables import known_extras
 
+# Earlier releases look for nvcc when they are imported where a GPU is visible; measured: 0.16.9, 0.18.4 and 0.19.4
+# raise MissingCUDAException without, 0.19.8 does not; 0.19.5's source catches it.
+ASKS_LATER = Version("0.19.5")
+
 _FLASH_ATTN_TAG = re.compile(
     r"\+cu(?P<cuda>\d+)torch(?P<torch>\d+\.\d+)(?:cxx11abi(?P<abi>TRUE|FALSE))?", re.IGNORECASE
 )
@@ -174,7 +178,8 @@ def nvcc(question: Question) -> Iterator[Finding]:
     if compiling and build and build.nvcc is None and question.base is not None:
         yield _no_nvcc(question, build, compiling[0])
     pin = question.pinned.get("deepspeed")
-    if pin and "deepspeed" not in question.spec.extras and question.base is not None:
+    asks = pin is not None and (pin.version is None or Version(pin.version) < ASKS_LATER)
+    if pin and asks and "deepspeed" not in question.spec.extras and question.base is not None:
         message = "deepspeed without nvcc: importing it fails with MissingCUDAException (CUDA_HOME does not exist)"
         fix = "extras: [deepspeed] instead of packages: it brings nvcc of torch's CUDA"
         yield Finding("nvcc-missing", Severity.ERROR, "deepspeed", message, fix, "LLaMA-Factory issue 9270")

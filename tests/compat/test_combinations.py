@@ -125,3 +125,9 @@ def test_a_driver_runs_the_generations_of_its_branch(gpu: str, driver: str, refu
 )
 def test_an_address_says_no_version_unless_it_is_a_wheels(package: str) -> None:
     assert check(make_spec(apt=COMPILER, packages=(package,)), Target(), TABLES) == ()
+
+
+@pytest.mark.parametrize(("version", "asks"), [("==0.19.4", True), ("", True), ("==0.19.8", False)])
+def test_deepspeed_asks_for_nvcc_at_import_up_to_a_release(version: str, asks: bool) -> None:
+    findings = check(make_spec(apt=COMPILER, packages=(f"deepspeed{version}",)), Target(), TABLES)
+    assert ("nvcc-missing" in {finding.rule for finding in findings}) is asks
