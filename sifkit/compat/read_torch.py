@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -14,10 +16,14 @@ from packaging.version import Version
 from pypi_simple import DistributionPackage
 
 from sifkit.compat.tables import TorchBuild
-from sifkit.compat.wheels import PYTHONS, Elf, Index, Wheel, WheelName, plain, read_each
+from sifkit.compat.wheels import PYTHONS, Index, Wheel, WheelName, plain, read_each
 from sifkit.errors import ProblemFound, UsageError
 from sifkit.progress import Progress
+from sifkit.verify.probes import elf
 
+_OF_TORCH = tuple(
+    f"torch/{name}" for name in ("version.py", "lib/libc10.so", "lib/libtorch_python.so", "lib/libc10_cuda.so")
+)
 OLDEST_TORCH = Version("2.4")  # what LLaMA-Factory 0.9.4 and newer ask for
 
 
@@ -52,7 +58,7 @@ def torch_builds(index: Index, others: TorchIndex | None, progress: Progress) ->
     return sorted(known.values(), key=lambda row: (row.parsed, Version(row.cuda)))
 
 
-def _builds_on(index: Index, kind: str, progress: Progress) -> list[TorchBuild]:
+def _builds_on(index: Index, kind: Literal["default", "torch"], progress: Progress) -> list[TorchBuild]:
     wheels = {version: files for version, files in index.wheels("torch").items() if version >= OLDEST_TORCH}
     visions = _companions(index, "torchvision", Version("0.19"), progress)
     audios = _companions(index, "torchaudio", OLDEST_TORCH, progress)
@@ -64,19 +70,28 @@ def _builds_on(index: Index, kind: str, progress: Progress) -> list[TorchBuild]:
 
 
 def _torch_build(
-    index: Index, kind: str, files: list[DistributionPackage], visions: list[Companion], audios: list[Companion]
+    index: Index,
+    kind: Literal["default", "torch"],
+    files: list[DistributionPackage],
+    visions: list[Companion],
+    audios: list[Companion],
 ) -> TorchBuild | None:
     """None for a build without CUDA."""
-    with index.open(_one_of(files)) as wheel:
-        name = WheelName.parse(wheel.filename)
-        cuda = _python_constant(wheel.read("torch/version.py"), "cuda")
+    with index.open(_one_of(files)) as wheel, tempfile.TemporaryDirectory(prefix="sifkit-wheel-") as folder:
+        name, filename = WheelName.parse(wheel.filename), wheel.filename
+        wheel.extract(_OF_TORCH, folder)
+        told = elf.read_torch(f"{folder}/torch")
+        cuda = told["cuda"]
         if not cuda or name is None:
             return None
-        torch, python_library = Version(name.version.public), wheel.read("torch/lib/libtorch_python.so")
-        libraries = (Elf(python_library, wheel.filename), wheel.elf("torch/lib/libc10_cuda.so"))
+        if not told["architectures"]:
+            raise ProblemFound(
+                f"{filename}: libtorch_python.so holds no list of architectures", "report this to sifkit"
+            )
+        python_library, cuda_library = (_object(filename, f"{folder}/{path}") for path in _OF_TORCH[-2:])
         requires: dict[str, Requirement] = {canonicalize_name(found.name): found for found in plain(wheel.requires())}
-        filename = wheel.filename
-    _agree(filename, cuda, libraries[1], requires)
+    _agree(filename, cuda, cuda_library, requires)
+    torch = Version(name.version.public)
     triton, toolkit = requires.get("triton"), requires.get("cuda-toolkit")
     vision, audio = _belonging(visions, torch, cuda), _belonging(audios, torch, cuda)
     companions = [found for found in (vision, audio) if found]
@@ -89,17 +104,25 @@ def _torch_build(
         torchaudio=str(audio.version) if audio else None,
         triton=str(triton.specifier) if triton else None,
         pythons=tuple(python for python in _pythons(files) if all(python in found.pythons for found in companions)),
-        glibc=max((library.glibc() for library in libraries), key=Version),
-        architectures=_architectures(python_library, filename),
-        cxx11_abi=any(_is_of_cxx11_abi(symbol) for library in libraries for symbol in library.undefined()),
+        glibc=max((_glibc(library) for library in (python_library, cuda_library)), key=Version),
+        architectures=tuple(told["architectures"]),
+        cxx11_abi=bool(told["cxx11_abi"]),
         nvidia=tuple(sorted(str(found) for name, found in requires.items() if name.startswith(("nvidia-", "cuda-")))),
         nvcc=nvcc,
-        index="torch" if kind == "torch" else "default",
+        index=kind,
         source=tuple(sources),
     )
 
 
-def _agree(filename: str, cuda: str, library: Elf, requires: Mapping[str, Requirement]) -> None:
+def _object(filename: str, path: str) -> dict[str, Any]:
+    """The facts of a shared object. Raises `ProblemFound` for a file that is none."""
+    facts = elf.read_object(path)
+    if facts["broken"] or not facts["machine"]:
+        raise ProblemFound(f"{filename}: {Path(path).name} is no shared object", "read the index again")
+    return facts
+
+
+def _agree(filename: str, cuda: str, library: dict[str, Any], requires: Mapping[str, Requirement]) -> None:
     """What version.py, DT_NEEDED and the pins say of CUDA is one thing. Raises `ProblemFound` where it is not."""
     major = cuda.partition(".")[0]
     if _cudart(library) not in (None, major):
@@ -111,23 +134,17 @@ def _agree(filename: str, cuda: str, library: Elf, requires: Mapping[str, Requir
         raise ProblemFound(f"{filename}: version.py says CUDA {cuda}, it requires {wrong[0]}", "report this to PyTorch")
 
 
-def _cudart(library: Elf) -> str | None:
+def _cudart(library: dict[str, Any]) -> str | None:
     """The major version of the CUDA runtime that a library needs."""
-    found = [match for name in library.needed() if (match := re.fullmatch(r"libcudart\.so\.(\d+)[\d.]*", name))]
+    found = [match for name in library["needed"] if (match := re.fullmatch(r"libcudart\.so\.(\d+)[\d.]*", name))]
     return found[0][1] if found else None
 
 
-def _is_of_cxx11_abi(symbol: str) -> bool:
-    """A function of c10 that takes a std::string: its name tells which one it was compiled for."""
-    return symbol.startswith("_ZN3c10") and "NSt7__cxx11" in symbol
-
-
-def _architectures(library: bytes, filename: str) -> tuple[str, ...]:
-    """The list that torch.cuda.get_arch_list() answers: a constant in torch/csrc/cuda/Module.cpp."""
-    found = re.search(rb"(?:sm|compute)_\d+[af]?(?: (?:sm|compute)_\d+[af]?)+(?=\0)", library)
-    if found is None:
-        raise ProblemFound(f"{filename}: libtorch_python.so holds no list of architectures", "report this to sifkit")
-    return tuple(found[0].decode().split())
+def _glibc(library: dict[str, Any]) -> str:
+    """The newest version of glibc whose symbols it needs; manylinux's oldest where it names none."""
+    names = [name for versions in library["versions"].values() for name in versions]
+    found = [name[6:] for name in names if re.fullmatch(r"GLIBC_\d+(\.\d+)+", name)]
+    return str(max([*found, "2.17"], key=Version))
 
 
 def _pythons(files: Iterable[DistributionPackage]) -> tuple[str, ...]:
@@ -187,28 +204,36 @@ def _companion(wheel: Wheel, project: str, pythons: tuple[str, ...]) -> Companio
     name = WheelName.parse(wheel.filename)
     assert name is not None
     required = wheel.requirement("torch")
-    own = wheel.read(f"{project}/version.py")
-    local = re.search(r"\+cu(\d+)(\d)$", str(_python_constant(own, "__version__") or name.version))
-    library = _library(wheel, project)
+    own = elf.constants(wheel.read(f"{project}/version.py").decode())
+    local = re.search(r"\+cu(\d+)(\d)$", own.get("__version__") or str(name.version))
+    cudart, stable = _extension(wheel, project)
     return Companion(
         Version(name.version.public),
         wheel.filename,
         pythons,
         required.specifier if required else None,
-        f"{local[1]}.{local[2]}" if local else _python_constant(own, "cuda"),
-        _cudart(library) if library else None,
-        library is not None and not any(_CXX_OF_TORCH.match(symbol) for symbol in library.undefined()),
+        f"{local[1]}.{local[2]}" if local else own.get("cuda"),
+        cudart,
+        stable,
     )
 
 
-_CXX_OF_TORCH = re.compile(r"_ZNK?(?:2at|3c10|5torch)")  # names that change from release to release
+_CXX_OF_TORCH = re.compile(rb"_ZNK?(?:2at|3c10|5torch)")  # names that change from release to release
 
 
-def _library(wheel: Wheel, project: str) -> Elf | None:
-    """The companion's extension of torch."""
+def _extension(wheel: Wheel, project: str) -> tuple[str | None, bool]:
+    """The CUDA runtime that the companion's extension of torch needs, and whether it keeps to the stable interface."""
     pattern = rf"{project}/(?:_C(?:_stable)?|lib/_?lib{project}|lib/_{project})(?:\.abi3)?\.so"
     found = next((name for name in sorted(wheel.names) if re.fullmatch(pattern, name)), None)
-    return wheel.elf(found) if found else None
+    if found is None:
+        return None, False
+    with tempfile.TemporaryDirectory(prefix="sifkit-wheel-") as folder:
+        wheel.extract([found], folder)
+        path = f"{folder}/{found}"
+        library = _object(wheel.filename, path)
+        with elf.Elf(path) as symbols:
+            stable = not any(_CXX_OF_TORCH.match(symbol) for symbol in symbols.undefined())
+    return _cudart(library), stable
 
 
 def _belonging(candidates: list[Companion], torch: Version, cuda: str) -> Companion | None:
@@ -232,14 +257,3 @@ def _takes(found: Companion, torch: Version) -> bool:
     if found.torch is not None:
         return torch in found.torch
     return torch >= Version(f"{found.version.major}.{found.version.minor}")  # torchaudio's version is its torch's
-
-
-def _python_constant(source: bytes, name: str) -> str | None:
-    """The text that a Python file assigns to `name`, with or without an annotation."""
-    for node in ast.parse(source).body:
-        match node:
-            case ast.Assign(targets=[ast.Name(id=found)], value=ast.Constant(value=str(value))) if found == name:
-                return value
-            case ast.AnnAssign(target=ast.Name(id=found), value=ast.Constant(value=str(value))) if found == name:
-                return value
-    return None

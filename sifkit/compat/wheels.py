@@ -17,11 +17,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import requests
-from elftools.common.exceptions import ELFError
-from elftools.elf.dynamic import DynamicSegment
-from elftools.elf.elffile import ELFFile
-from elftools.elf.gnuversions import GNUVerNeedSection
-from elftools.elf.sections import SymbolTableSection
 from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from packaging.tags import Tag
@@ -32,7 +27,7 @@ from remotezip import RemoteIOError, RemoteZip, RemoteZipError
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
-from sifkit.errors import HostError, ProblemFound
+from sifkit.errors import HostError
 from sifkit.progress import Progress
 
 DEFAULT_INDEX = "https://pypi.org/simple/"
@@ -63,9 +58,7 @@ class WheelName:
             return None
         pythons = {tag.interpreter for tag in tags if tag.abi == tag.interpreter}  # not free-threaded, which end in t
         found = sorted((match for tag in pythons if (match := re.fullmatch(r"cp3(\d+)", tag))), key=lambda m: int(m[1]))
-        linux = any(tag.platform == "any" or tag.platform.endswith("linux_x86_64") for tag in tags) or any(
-            re.fullmatch(r"manylinux\w*_x86_64", tag.platform) for tag in tags
-        )
+        linux = any(re.fullmatch(r"any|(many)?linux\w*_x86_64", tag.platform) for tag in tags)
         return cls(version, tuple(f"3.{match[1]}" for match in found), _oldest_of(tags), linux)
 
     def runs_on(self, python: str) -> bool:
@@ -208,42 +201,12 @@ class Wheel:
         """What it requires of one package."""
         return next((found for found in self.requires() if canonicalize_name(found.name) == package), None)
 
-    def elf(self, name: str) -> Elf:
-        """A shared object inside."""
-        return Elf(self.read(name), f"{self.filename}: {name}")
-
-
-class Elf:
-    """The dynamic section of a shared object in memory."""
-
-    def __init__(self, data: bytes, name: str) -> None:
-        try:
-            self._elf = ELFFile(io.BytesIO(data))
-        except ELFError as error:
-            raise ProblemFound(f"{name} is no shared object: {error}") from error
-
-    def needed(self) -> tuple[str, ...]:
-        """DT_NEEDED."""
-        segments = [found for found in self._elf.iter_segments() if isinstance(found, DynamicSegment)]
-        return tuple(str(getattr(tag, "needed")) for found in segments for tag in found.iter_tags("DT_NEEDED"))  # noqa: B009
-
-    def glibc(self) -> str:
-        """The newest version of glibc whose symbols it needs; manylinux's oldest where it names none."""
-        versions = [
-            auxiliary.name.removeprefix("GLIBC_")
-            for section in self._elf.iter_sections()
-            if isinstance(section, GNUVerNeedSection)
-            for _, auxiliaries in section.iter_versions()
-            for auxiliary in auxiliaries
-            if re.fullmatch(r"GLIBC_\d+(\.\d+)+", auxiliary.name)
-        ]
-        return str(max([*versions, "2.17"], key=Version))
-
-    def undefined(self) -> tuple[str, ...]:
-        """Names of the symbols that it needs from elsewhere."""
-        table = self._elf.get_section_by_name(".dynsym")
-        symbols = table.iter_symbols() if isinstance(table, SymbolTableSection) else ()
-        return tuple(symbol.name for symbol in symbols if symbol["st_shndx"] == "SHN_UNDEF" and symbol.name)
+    def extract(self, names: Iterable[str], folder: str) -> None:
+        """Put those members that it has below `folder`."""
+        for name in self.names.intersection(names):
+            target = Path(folder, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(self.read(name))
 
 
 def _applies(requirement: Requirement, environment: dict[str, str]) -> bool:

@@ -76,6 +76,7 @@ def add_torch(
     library = shared_object(scratch / f"torch{cuda}", source)
     files = {
         "torch/version.py": f"from typing import Optional\ncuda: Optional[str] = '{cuda}'\n",
+        "torch/lib/libc10.so": library,
         "torch/lib/libtorch_python.so": library,
         "torch/lib/libc10_cuda.so": library,
     }

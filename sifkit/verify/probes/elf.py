@@ -500,17 +500,17 @@ def elf_hash(symbol: bytes) -> int:
 def read_torch(folder: str) -> dict[str, Any]:
     """What torch would say of itself at import, read from its files."""
     with open(folder + "/version.py", encoding="utf-8", errors="replace") as file:
-        constants = _constants(file.read())
+        told = constants(file.read())
     return {
         "folder": folder,
-        "version": constants.get("__version__"),
-        "cuda": constants.get("cuda"),
+        "version": told.get("__version__"),
+        "cuda": told.get("cuda"),
         "architectures": _architectures(folder + "/lib/libtorch_python.so"),
         "cxx11_abi": _has_new_strings(folder + "/lib/libc10.so"),
     }
 
 
-def _constants(source: str) -> dict[str, Any]:
+def constants(source: str) -> dict[str, Any]:
     """Module-level names to which a literal is assigned: `cuda: Optional[str] = '12.8'`."""
     found: dict[str, Any] = {}
     try:
