@@ -18,14 +18,14 @@ from sifkit import __version__
 from sifkit.apptainer import Apptainer, Bind
 from sifkit.causes import find_cause
 from sifkit.compat.check import check
-from sifkit.compat.findings import Target
+from sifkit.compat.findings import Finding, Target
 from sifkit.compat.gate import require_fit, say
 from sifkit.compat.tables import Tables, load_tables
 from sifkit.deffile import HOST_DIR, labels, render_base, render_on_base
 from sifkit.errors import CommandFailed
 from sifkit.host import Room, check_cache_room, check_images_room, choose_tmpdir, host_bases
 from sifkit.lock import current_lock
-from sifkit.model import Image, Site, digest_of
+from sifkit.model import Image, ImageSpec, Lock, Site, digest_of
 from sifkit.plan import Recipe, reasons_to_build, recipe_of
 from sifkit.progress import Progress
 from sifkit.resolve import resolution, resolve_base
@@ -102,19 +102,23 @@ def make_step(image: Image, tools: Tools, *, force: bool = False) -> Step:
     return Step(image, recipe, reasons or (("asked for",) if force else ()))
 
 
-def require_fits(images: Sequence[Image], tools: Tools) -> None:
-    """Each spec and lock against the tables, the site's driver and its GPUs. Raises `ProblemFound` before building."""
-    for image in images:
-        findings = check(image.spec, Target.of(image.spec, tools.site), tools.tables, image.lock)
-        require_fit(image.name, findings)
-        say(image.name, findings, tools.progress)
+def findings_of(spec: ImageSpec, tools: Tools, lock: Lock | None = None) -> tuple[Finding, ...]:
+    """A spec, and its lock where there is one, against the tables, the site's driver and its GPUs."""
+    return check(spec, Target.of(spec, tools.site), tools.tables, lock)
+
+
+def require_fits(spec: ImageSpec, lock: Lock, tools: Tools) -> None:
+    """Say what is worth saying of a spec and its lock. Raises `ProblemFound` for what cannot work."""
+    findings = findings_of(spec, tools, lock)
+    require_fit(spec.name, findings)
+    say(spec.name, findings, tools.progress)
 
 
 def build_all(names: Sequence[str], tools: Tools, *, force: bool = False, checked: bool = True) -> list[Step]:
     """Build what is stale; return what was planned. Everything is read and checked before anything is built."""
     images = [load_image(name, tools) for name in names]
-    if checked:
-        require_fits(images, tools)
+    for image in images if checked else ():
+        require_fits(image.spec, image.lock, tools)
     steps = [make_step(image, tools, force=force) for image in images]
     for step in steps:
         if not step.reasons:

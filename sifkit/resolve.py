@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from sifkit.compat.findings import Question, Target
 from sifkit.compat.pairs import constraints
@@ -92,15 +91,11 @@ def extra_named(name: str) -> Extra:
 def _requirements(name: str, spec: ImageSpec, tables: Tables) -> tuple[str, ...]:
     """An extra's packages, in the ranges that this LLaMA-Factory gives where it has one for them."""
     row = tables.llamafactory(spec.llamafactory.version)
-    asked = row.extra(name) if row else ()
-    found = []
-    for text in extra_named(name).requires:
-        requirement = Requirement(text)
-        for other in asked:
-            if canonicalize_name(other.name) == canonicalize_name(requirement.name):
-                requirement.specifier &= other.specifier
-        found.append(str(requirement))
-    return tuple(found)
+    found = [Requirement(text) for text in extra_named(name).requires]
+    for requirement in found:
+        if row:
+            requirement.specifier &= row.extra_specifiers(name, requirement.name)
+    return tuple(str(requirement) for requirement in found)
 
 
 def check_python(spec: ImageSpec) -> None:

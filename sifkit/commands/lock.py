@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,13 +15,11 @@ from sifkit.commands.options import (
     make_tools,
     print_json,
 )
-from sifkit.compat import check as compat
-from sifkit.compat.findings import Finding, Target
-from sifkit.compat.gate import require_fit, say
+from sifkit.compat.gate import require_fit
 from sifkit.errors import Exit
-from sifkit.execute import Tools
+from sifkit.execute import Tools, findings_of, require_fits
+from sifkit.files import write_whole
 from sifkit.lock import make_lock, read_lock, state
-from sifkit.model import ImageSpec, Lock
 from sifkit.resolve import resolution
 from sifkit.spec import load_spec
 
@@ -53,34 +49,17 @@ def _lock_one(name: str, tools: Tools, *, check: bool, upgrade: bool, trust: boo
     wanted = resolution(spec, tools.tables)
     before = state(wanted, path)
     if not trust:  # what the spec alone tells is said before anything is resolved
-        require_fit(name, _findings(spec, tools, None))
+        require_fit(name, findings_of(spec, tools))
     if check or (before == "current" and not upgrade):
         fix = "" if before == "current" else f": run sifkit lock {name}"
         tools.progress.note(f"{name}: lock is {before}{fix}")
         if not trust and before == "current":
-            _judge(spec, read_lock(path), tools)
+            require_fits(spec, read_lock(path), tools)
         return {"name": name, "state": before}
     with tools.progress.phase(f"resolve {name}"):
         lock = make_lock(spec, wanted, tools.site, tools.runner)
     if not trust:
-        _judge(spec, lock, tools)
-    _write(path, lock)
+        require_fits(spec, lock, tools)  # else the lock is not written
+    write_whole(path, lock.text)
     tools.progress.note(f"{path.name}: {len(lock.packages)} packages, {lock.download_bytes() / 1e9:.1f} GB to download")
     return {"name": name, "state": "current", "was": before}
-
-
-def _findings(spec: ImageSpec, tools: Tools, lock: Lock | None) -> tuple[Finding, ...]:
-    return compat.check(spec, Target.of(spec, tools.site), tools.tables, lock)
-
-
-def _judge(spec: ImageSpec, lock: Lock, tools: Tools) -> None:
-    """Raises `ProblemFound` when what was resolved cannot work: the lock is not written then."""
-    findings = _findings(spec, tools, lock)
-    require_fit(spec.name, findings)
-    say(spec.name, findings, tools.progress)
-
-
-def _write(path: Path, lock: Lock) -> None:
-    partial = path.with_suffix(f".lock.{os.getpid()}.partial")
-    partial.write_text(lock.text, encoding="utf-8")
-    partial.replace(path)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +29,7 @@ from sifkit.compat.choose import Choice, choose
 from sifkit.compat.gate import as_json, say
 from sifkit.errors import UsageError
 from sifkit.execute import Tools
+from sifkit.files import write_whole
 from sifkit.model import IMAGE_NAME, ImageWish, TorchWish
 from sifkit.resolve import extra_named
 
@@ -69,7 +68,7 @@ def resolve(
     before = _read(path) if path and path.is_file() else None
     text = pins.new_text(own) if before is None else pins.with_pins(before, own, str(path))
     if path and not dry_run and text != before:
-        _write(path, text)
+        write_whole(path, text)
     _print(choice, text, tools, path=path, written=path is not None and not dry_run, as_json_=json_)
 
 
@@ -135,18 +134,6 @@ def _for_site(wish: ImageWish, tools: Tools) -> ImageWish:
     """GPUs and driver that the user does not name are the site's: the choice must run here."""
     gpu = tools.site.gpu
     return wish.model_copy(update={"gpu": wish.gpu or gpu.models, "driver": wish.driver or gpu.driver})
-
-
-def _write(path: Path, text: str) -> None:
-    target = path.resolve()  # a link stays one
-    partial = target.with_suffix(f".yaml.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(text.encode("utf-8"))
-        if target.exists():
-            shutil.copymode(target, partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _print(choice: Choice, text: str, tools: Tools, *, path: Path | None, written: bool, as_json_: bool) -> None:

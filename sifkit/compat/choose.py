@@ -8,14 +8,14 @@ nothing fits; where there is none, those that violate the fewest say what would 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
 from packaging.version import Version
 
 from sifkit.compat.check import check
-from sifkit.compat.findings import Finding, Question, Target, errors
+from sifkit.compat.findings import Finding, Target, errors, pins_of
 from sifkit.compat.packages import COMPILER
 from sifkit.compat.tables import Tables
 from sifkit.errors import ProblemFound, UsageError
@@ -78,8 +78,9 @@ def choose(wish: ImageWish, tables: Tables) -> Choice:
 
 
 def _candidates(wish: ImageWish, tables: Tables, llamafactory: LlamaFactory) -> Iterator[_Candidate]:
+    words = _words(wish)
     for torch, (base, python) in product(_torches(wish, tables), _bases(wish)):
-        yield _candidate(wish, tables, llamafactory, torch, base, python)
+        yield _candidate(wish, words, tables, llamafactory, torch, base, python)
 
 
 def _llamafactories(wish: ImageWish, tables: Tables) -> list[LlamaFactory]:
@@ -120,7 +121,13 @@ def _base_words(base: object) -> str:
 
 
 def _candidate(
-    wish: ImageWish, tables: Tables, llamafactory: LlamaFactory, torch: Torch, base: object, python: str
+    wish: ImageWish,
+    words: Mapping[str, str],
+    tables: Tables,
+    llamafactory: LlamaFactory,
+    torch: Torch,
+    base: object,
+    python: str,
 ) -> _Candidate:
     values = wish.model_dump(by_alias=True, exclude={"base", "python", "torch", "llamafactory"}, exclude_defaults=True)
     spec = ImageSpec.model_validate(
@@ -134,7 +141,6 @@ def _candidate(
         }
     )
     found = tuple(errors(check(spec, Target(wish.gpu, wish.driver), tables)))
-    words = _words(wish)
     named = {words[error.subject] for error in found if error.subject in words}
     kept = {key for key, holds in _kept(wish, spec).items() if not holds}
     impossible = any(error.subject not in words for error in found)
@@ -147,17 +153,10 @@ def _words(wish: ImageWish) -> dict[str, str]:
     words |= {f"extra {name}": f"extra {name}" for name in wish.extras}
     if wish.driver:
         words[f"driver {wish.driver}"] = f"driver {wish.driver}"
-    question = Question(_any_spec(wish), Target(), Tables((), (), (), (), (), ()))
-    for pin in question.pinned.values():
-        words |= dict.fromkeys((pin.name, f"{pin.name} {pin.version}"), pin.origin)
+    for python in {python for _, python in _bases(wish)}:
+        for pin in pins_of(wish.packages, python).values():
+            words |= dict.fromkeys((pin.name, f"{pin.name} {pin.version}"), pin.origin)
     return words
-
-
-def _any_spec(wish: ImageWish) -> ImageSpec:
-    torch, llamafactory = Torch(version="0", cuda="0.0"), LlamaFactory(version="0")
-    return ImageSpec(
-        name=wish.name, base="x", python="3.0", torch=torch, llamafactory=llamafactory, packages=wish.packages
-    )
 
 
 def _kept(wish: ImageWish, spec: ImageSpec) -> dict[str, bool]:

@@ -99,13 +99,18 @@ class Question:
         """Packages of which the version is known: every one in the lock, else those that the spec pins."""
         if self.lock is not None:
             return {p.name: Pinned(p.name, p.version, p.file, "the lock") for p in self.lock.packages}
-        found = [_pinned(text, self.spec.python) for text in self.spec.packages]
-        return {pin.name: pin for pin in found if pin}
+        return pins_of(self.spec.packages, self.spec.python)
 
     @property
     def torch_words(self) -> str:
         """As people say it."""
         return f"torch {self.spec.torch.version} for CUDA {self.spec.torch.cuda}"
+
+
+def pins_of(packages: Iterable[str], python: str) -> dict[str, Pinned]:
+    """The requirements of a spec that apply to this Python, by name."""
+    found = [_pinned(text, python) for text in packages]
+    return {pin.name: pin for pin in found if pin}
 
 
 def _pinned(text: str, python: str) -> Pinned | None:

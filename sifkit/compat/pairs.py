@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from packaging.specifiers import SpecifierSet
-from packaging.utils import canonicalize_name
 
 from sifkit.compat.findings import Finding, Question, Severity
 from sifkit.compat.tables import Pair, overlap, specifier_of
@@ -13,10 +12,7 @@ from sifkit.compat.tables import Pair, overlap, specifier_of
 
 def pairs(question: Question) -> Iterator[Finding]:
     """Known pairs that resolvers accept and that fail: chosen already, or with no way around for the resolver."""
-    for pair in question.tables.pairs:
-        have = version_of_other(question, pair)
-        if have is None or overlap(have, specifier_of(pair.needs)) or not _wanted(question, pair.package):
-            continue
+    for pair, have in _at_odds(question):
         pin = question.pinned.get(pair.package)
         if pin and pin.version:
             certain = pin.version in specifier_of(pair.versions)
@@ -29,6 +25,14 @@ def pairs(question: Question) -> Iterator[Finding]:
             )
             fix = f"{pair.other}{pair.needs}, or {pair.package}{pair.instead}"
             yield Finding("known-pair", Severity.ERROR, other, message, fix, pair.source)
+
+
+def _at_odds(question: Question) -> Iterator[tuple[Pair, SpecifierSet]]:
+    """Pairs that could meet: both get into the image, and the other in no version that the first works with."""
+    for pair in question.tables.pairs:
+        have = version_of_other(question, pair)
+        if have is not None and not overlap(have, specifier_of(pair.needs)) and _wanted(question, pair.package):
+            yield pair, have
 
 
 def version_of_other(question: Question, pair: Pair) -> SpecifierSet | None:
@@ -44,11 +48,10 @@ def version_of_other(question: Question, pair: Pair) -> SpecifierSet | None:
 def _asked(question: Question, package: str) -> SpecifierSet:
     """The range that this LLaMA-Factory gives, that of an extra included where the spec has it."""
     row = question.llamafactory
-    asked = row.specifiers(package) if row else SpecifierSet()
-    for requirement in row.extra(package) if row and package in question.spec.extras else ():
-        if canonicalize_name(requirement.name) == package:
-            asked &= requirement.specifier
-    return asked
+    if row is None:
+        return SpecifierSet()
+    of_extra = row.extra_specifiers(package, package) if package in question.spec.extras else SpecifierSet()
+    return row.specifiers(package) & of_extra
 
 
 def _wanted(question: Question, package: str) -> bool:
@@ -62,12 +65,7 @@ def _avoidable(question: Question, pair: Pair) -> bool:
 
 def constraints(question: Question) -> tuple[str, ...]:
     """What a resolver has to be told so that it keeps clear of the known pairs."""
-    told = []
-    for pair in question.tables.pairs:
-        have = version_of_other(question, pair)
-        if have is not None and not overlap(have, specifier_of(pair.needs)) and _wanted(question, pair.package):
-            told.append(f"{pair.package}{pair.instead}")
-    return tuple(told)
+    return tuple(f"{pair.package}{pair.instead}" for pair, _ in _at_odds(question))
 
 
 RULES = (pairs,)

@@ -152,6 +152,14 @@ class LlamaFactoryRelease(Strict):
         checked = [requirement_of(text) for text in self.optional]
         return (*asked, *(found for found in checked if canonicalize_name(found.name) in names))
 
+    def extra_specifiers(self, extra: str, package: str) -> SpecifierSet:
+        """Everything that an extra and the checks at use ask of one of its packages, together."""
+        found = SpecifierSet()
+        for requirement in self.extra(extra):
+            if canonicalize_name(requirement.name) == canonicalize_name(package):
+                found &= requirement.specifier
+        return found
+
 
 class TiedRelease(Strict):
     """A release of a package that is tied to torch."""

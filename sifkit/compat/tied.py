@@ -68,10 +68,7 @@ def _tied_release(question: Question, pin: Pinned, release: TiedRelease) -> Iter
 def _fitting(question: Question, name: str) -> list[TiedRelease]:
     """Releases that can be had as a wheel for this torch, CUDA and Python, and that LLaMA-Factory takes."""
     torch, row = question.spec.torch, question.llamafactory
-    asked = SpecifierSet()
-    for requirement in row.extra(name) if row else ():
-        if canonicalize_name(requirement.name) == name:
-            asked &= requirement.specifier
+    asked = row.extra_specifiers(name, name) if row else SpecifierSet()
     return [
         release
         for release in question.tables.releases(name)

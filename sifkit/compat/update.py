@@ -17,6 +17,7 @@ from sifkit.compat.read_torch import TorchIndex, torch_builds
 from sifkit.compat.tables import TorchBuild
 from sifkit.compat.wheels import Index, shown
 from sifkit.errors import HostError
+from sifkit.files import write_whole
 from sifkit.model import Strict
 from sifkit.progress import Progress
 
@@ -72,9 +73,7 @@ def write(directory: Path, texts: dict[str, str]) -> None:
     """Write what changed, each file whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in changed(directory, texts):
-        partial = directory / f".{name}.partial"
-        partial.write_text(texts[name], encoding="utf-8")
-        partial.replace(directory / name)
+        write_whole(directory / name, texts[name])
 
 
 def _text(path: Path) -> str | None:

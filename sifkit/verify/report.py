@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from sifkit.files import write_whole
 from sifkit.verify.checks import Check, Level, Outcome
 from sifkit.verify.nvml import HostFacts
 from sifkit.verify.train import TrainFacts
@@ -64,14 +65,8 @@ def worst(outcomes: Any) -> Outcome:
 def write_report(report: Report, directory: Path) -> None:
     """Write report.json and junit.xml into `directory`, each whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / "report.json", json.dumps(as_json(report), indent=2, allow_nan=False) + "\n")
-    _write(directory / "junit.xml", junit_xml(report))
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_whole(directory / "report.json", json.dumps(as_json(report), indent=2, allow_nan=False) + "\n")
+    write_whole(directory / "junit.xml", junit_xml(report))
 
 
 def as_json(report: Report) -> dict[str, Any]:
