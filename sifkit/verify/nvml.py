@@ -157,6 +157,16 @@ def _named(host: HostFacts, word: str) -> tuple[Visible, ...]:
     return ()
 
 
+@dataclass(frozen=True)
+class GpuSample:
+    """One look at one GPU. `utilisation`: per cent of the last second in which a kernel ran; None: not answered."""
+
+    seconds: float  # since the watching began
+    index: int
+    memory_gb: float
+    utilisation: int | None
+
+
 @dataclass
 class GpuUse:
     """What the sampled GPUs did: highest memory above the start, highest and mean utilisation."""
@@ -164,6 +174,7 @@ class GpuUse:
     start_memory_gb: float = 0.0
     peak_memory_gb: float = 0.0
     utilisation: list[int] = field(default_factory=list)
+    samples: list[GpuSample] = field(default_factory=list)
 
     @property
     def peak_utilisation(self) -> int:

@@ -16,7 +16,7 @@ from sifkit.progress import Progress
 from sifkit.verify import container as places
 from sifkit.verify.checks import Check, Level, any_failed, failed, failed_because, not_run, passed, timed
 from sifkit.verify.container import Answer, Container
-from sifkit.verify.nvml import GpuUse, sampled
+from sifkit.verify.nvml import GpuSample, GpuUse, sampled
 from sifkit.verify.outputs import (
     RunOutputs,
     judge_adapter,
@@ -51,6 +51,10 @@ class TrainFacts:
     gpu_peak_memory_gb: float | None
     gpu_peak_utilisation: int | None  # per cent
     files: tuple[str, ...]
+    method: str = "lora"  # full, lora, qlora or whatever else the config says
+    gpus: int = 0  # ranks that trained on a GPU of their own
+    tokens_per_second: float | None = None  # of training, over all ranks
+    samples: tuple[GpuSample, ...] = ()
 
 
 class TrainLevel:
