@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from sifkit.compat.tables import Tables
 from sifkit.errors import UsageError
 from sifkit.execute import Tools, load_image, make_step
 from sifkit.spec import load_spec
+from sifkit.verify.record import Record, latest_of_each_kind, read_records
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Row:
     size: int | None  # bytes
     gpus: tuple[str, ...]  # models in the tables that torch has kernels for
     driver: str  # the oldest; "" where no row knows
+    verifications: tuple[Record, ...] = ()  # of this very file: the last on each kind of device, newest first
 
 
 def list_images(tools: Tools) -> list[Row]:
@@ -44,16 +45,25 @@ def _row(name: str, tools: Tools) -> Row:
     except UsageError as error:
         return Row(name, "broken", error.message, "", "", "", "", "", None, (), "")
     on_disk = tools.store.on_disk(name)
-    state, why = _state(name, tools)
+    verifications = _verifications(name, tools)
+    state, why = _state(name, tools, verifications)
     base = spec.base if isinstance(spec.base, str) else spec.base.bootstrap
     pins = (spec.llamafactory.version, spec.torch.version, spec.torch.cuda, spec.python, base)
     build = tools.tables.build(spec.torch.version, spec.torch.cuda)
     served = tuple(gpu.model for gpu in tools.tables.gpus_served(build)) if build else ()
     driver = tools.tables.oldest_driver(spec.torch.cuda) or ""
-    return Row(name, state, why, *pins, on_disk[0] if on_disk else None, served, driver)
+    return Row(name, state, why, *pins, on_disk[0] if on_disk else None, served, driver, verifications)
 
 
-def _state(name: str, tools: Tools) -> tuple[str, str]:
+def _verifications(name: str, tools: Tools) -> tuple[Record, ...]:
+    """Of the file that lies there; of one that was changed since it was built nothing is known."""
+    manifest = tools.store.manifest(name)
+    if manifest is None or tools.store.on_disk(name) != (manifest.size, manifest.mtime_ns):
+        return ()
+    return latest_of_each_kind(read_records(tools.project.reports / name), manifest.sha256)
+
+
+def _state(name: str, tools: Tools, verifications: tuple[Record, ...]) -> tuple[str, str]:
     try:
         step = make_step(load_image(name, tools), tools)
     except UsageError as error:
@@ -62,23 +72,17 @@ def _state(name: str, tools: Tools) -> tuple[str, str]:
         return "missing", ""
     if step.reasons:
         return "stale", " and ".join(step.reasons)
-    return _verified(name, tools) or ("built", "")
+    return judge_verifications(verifications)
 
 
-def _verified(name: str, tools: Tools) -> tuple[str, str] | None:
-    """A report that passed counts for the image that it names by sha256, and for no other."""
-    path = tools.project.reports / name / "report.json"
-    manifest = tools.store.manifest(name)
-    try:
-        report = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if manifest is None or not isinstance(report, dict) or report.get("sha256") != manifest.sha256:
-        return None
-    device, when = str(report.get("device", "")), str(report.get("started", ""))[:10]
-    if report.get("passed"):
-        return "verified", f"on the {'GPU' if device == 'gpu' else device.upper()}, {when}"
-    return "built", f"verification failed, {when}: see {path.parent.name}/report.json in reports/"
+def judge_verifications(verifications: Sequence[Record]) -> tuple[str, str]:
+    """verified: it passed on some kind of device, and nothing failed there since. Each kind with its day."""
+    good = [f"{record.kind}, {record.date}" for record in verifications if record.passed]
+    bad = [f"{record.kind}, {record.date}" for record in verifications if not record.passed]
+    said = [f"on {'; '.join(good)}"] if good else []
+    if bad:
+        said.append(f"verification failed on {'; '.join(bad)}: see report.html in reports/")
+    return "verified" if good else "built", "; ".join(said)
 
 
 def representatives(models: Sequence[str], tables: Tables) -> tuple[str, ...]:

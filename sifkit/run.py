@@ -66,6 +66,7 @@ class Runner:
     def __init__(self, environ: Mapping[str, str], echo: Callable[[str], None] | None = None) -> None:
         self.environ = {name: environ[name] for name in ENVIRONMENT_KEPT if name in environ}
         self._echo = echo
+        self._running: set[_Supervised] = set()
 
     def which(self, program: str) -> str | None:
         """Where `program` is, on PATH or in the system directories that ordinary users often lack."""
@@ -86,10 +87,20 @@ class Runner:
             raise HostError(f"{command.argv[0]} is not installed", f"install {command.argv[0]}, or add it to PATH")
         if self._echo:
             self._echo(f"$ {command.shown()}")
-        result = _Supervised(command, {**self.environ, **command.env}, log, on_line).wait(timeout)
+        program = _Supervised(command, {**self.environ, **command.env}, log, on_line)
+        self._running.add(program)
+        try:
+            result = program.wait(timeout)
+        finally:
+            self._running.discard(program)
         if check and result.returncode != 0:
             raise failure(command, result)
         return result
+
+    def stop_all(self) -> None:
+        """Stop every program that other threads wait for; each of them sees its program fail."""
+        for program in tuple(self._running):
+            program.stop()
 
     def output(self, *argv: str) -> str:
         """Standard output of a short command, stripped."""
@@ -168,9 +179,9 @@ class _Supervised:
             self._process.wait(timeout.total_seconds() if timeout else None)
         except subprocess.TimeoutExpired:
             self._tail.append(f"(stopped by sifkit: no end after {timeout})")
-            self._stop()
+            self.stop()
         except BaseException:  # Ctrl-C, SIGTERM: the children go first, then the exception goes on
-            self._stop()
+            self.stop()
             raise
         finally:
             assert self._process.stdin is not None
@@ -181,7 +192,8 @@ class _Supervised:
                 self._log.close()
         return Result(self._process.returncode, "".join(self._stdout), tuple(self._tail))
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Let go of the leash, and wait until all of it has ended."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()

@@ -13,10 +13,13 @@ from sifkit.apptainer import Apptainer
 from sifkit.errors import ProblemFound, UsageError
 from sifkit.execute import Tools, load_image
 from sifkit.lock import read_lock
-from sifkit.model import IMAGE_NAME
+from sifkit.model import IMAGE_NAME, Site
 from sifkit.store import sha256_of
 from sifkit.verify import Report, Subject, VerifyOptions, verify, write_report
 from sifkit.verify.nvml import read_host
+from sifkit.verify.record import append, record_of
+from sifkit.verify.request import cache_environment
+from sifkit.verify.smoke import Method
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Wishes:
     model: Path | None = None
     report: Path | None = None
     keep: bool = False
+    method: Method | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ def require(wishes: Wishes) -> None:
             raise UsageError(f"--{name} {path}: there is no such {kind}", f"give the path of a {kind} that is there")
     if wishes.report is not None and wishes.report.exists() and not wishes.report.is_dir():
         raise UsageError(f"--report {wishes.report}: that is a file", "give a directory")
+    if wishes.method == "qlora" and wishes.device == "cpu":
+        raise UsageError("--method qlora: 4-bit weights need a GPU", "leave out --device cpu, or --method lora")
     if wishes.device == "gpu":
         read_host()
 
@@ -95,11 +101,29 @@ def _verified(
         report_dir=(wishes.report or tools.project.reports / subject.name).absolute(),
         gpu_models=gpu_models or tools.site.gpu.models,
         tables=tools.tables,
+        method=wishes.method,
+        caches=cache_environment(tools.environ) | _site_caches(tools.site),
         keep=wishes.keep,
     )
     report = verify(subject, options, Apptainer.find(tools.runner), tools.progress)
     write_report(report, options.report_dir)
+    put_on_record(report, tools)
     return Verified(report, options.report_dir)
+
+
+def put_on_record(report: Report, tools: Tools) -> None:
+    """In the project, wherever the report went. One that may not be written to (a shared one) is no failure."""
+    record, directory = record_of(report), tools.project.reports / report.name
+    if record is None:
+        return
+    try:
+        append(directory, record)
+    except OSError as error:
+        tools.progress.note(f"not on record in {directory}, so --list will not say it: {error.strerror or error}")
+
+
+def _site_caches(site: Site) -> dict[str, str]:
+    return {"HF_HOME": site.cache.hf_home} if site.cache.hf_home else {}
 
 
 def _cached_checkout(version: str, tools: Tools) -> Path:

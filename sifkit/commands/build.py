@@ -25,6 +25,7 @@ from sifkit.errors import Exit, UsageError
 from sifkit.execute import Tools
 from sifkit.spec import DEFAULT_IMAGE
 from sifkit.verify.report import as_json as as_json_report
+from sifkit.verify.smoke import Method
 
 
 def build(
@@ -38,6 +39,7 @@ def build(
     config: Annotated[Path | None, typer.Option(help="training YAML; else an example of the checkout")] = None,
     model: Annotated[Path | None, typer.Option(help="model directory; else a tiny one made in the container")] = None,
     device: Annotated[Device, typer.Option(help="train on")] = "gpu",
+    method: Annotated[Method | None, typer.Option(help="train with it; else as the config says")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs to train on")] = 1,
     report: Annotated[Path | None, typer.Option(help="directory of the report; else reports/IMAGE")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="keep model and checkpoints of the verification")] = False,
@@ -59,7 +61,7 @@ def build(
         _verify(
             names,
             tools,
-            stamp.Wishes(device, gpus, checkout, config, model, report, keep),
+            stamp.Wishes(device, gpus, checkout, config, model, report, keep, method),
             force=force,
             checked=not no_check,
             as_json=json_,
@@ -118,5 +120,6 @@ def _verify_one(name: str, tools: Tools, wishes: stamp.Wishes, *, as_json: bool)
         done = stamp.verify_image(name, tools, wishes)
     if not as_json:
         out_console().print(verification.render_table(done.report))
-    tools.progress.note(f"report: {done.directory / 'report.json'}, {done.directory / 'junit.xml'}")
+    files = (str(done.directory / name) for name in ("report.html", "report.json", "junit.xml"))
+    tools.progress.note(f"report: {', '.join(files)}")
     return done.report

@@ -16,21 +16,21 @@ from pathlib import Path
 
 from sifkit.apptainer import Apptainer
 from sifkit.causes import find_cause
-from sifkit.errors import HostError
 from sifkit.progress import Progress
 from sifkit.tables import modules_of_extras
-from sifkit.verify.checks import Check, Level, Outcome, any_failed, failed, failed_because, not_run, timed
-from sifkit.verify.container import IN_LIBRARIES, Container
-from sifkit.verify.host import judge_host
+from sifkit.verify.checks import Check, Level, Outcome, failed, failed_because, not_run, timed
+from sifkit.verify.container import IN_LIBRARIES, Answer, Container
+from sifkit.verify.host import judge_host, judge_visible
 from sifkit.verify.kernel import judge_all_reduce, judge_kernels
-from sifkit.verify.nvml import HostFacts, Visible, read_host, visible_devices
+from sifkit.verify.nvml import HostFacts, read_host, visible_devices
 from sifkit.verify.prepare import TrainSetup, prepare
 from sifkit.verify.report import Report
 from sifkit.verify.request import Subject, VerifyOptions
 from sifkit.verify.static import MODULES, ImageFacts, judge_static, parse_facts
-from sifkit.verify.train import TrainFacts, TrainLevel
+from sifkit.verify.together import Ahead, pool
+from sifkit.verify.train import TrainFacts, TrainLevel, container_for, make_model
 
-_LOGS = ("static", "host", "kernel", "allreduce", "model", "train", "adapter", "resume")
+_LOGS = ("static", "host", "kernel", "allreduce", "model", "train", "adapter", "resume", "longest", "zero")
 _REPORTED = (
     "llamafactory",
     "torch",
@@ -51,8 +51,7 @@ def verify(subject: Subject, options: VerifyOptions, apptainer: Apptainer, progr
     """
     started, clock = datetime.now(timezone.utc), time.monotonic()
     host = read_host() if options.device == "gpu" else None
-    gpus = _chosen(host, options)
-    run = _Verification(subject, options, apptainer, progress, host, gpus)
+    run = _Verification(subject, options, apptainer, progress, host)
     checks = tuple(run.checks())
     return Report(
         name=subject.name,
@@ -66,20 +65,9 @@ def verify(subject: Subject, options: VerifyOptions, apptainer: Apptainer, progr
         checks=checks,
         host=host,
         train=run.train_facts,
+        gpus=run.gpu_models(),
+        level_seconds=run.level_seconds,
     )
-
-
-def _chosen(host: HostFacts | None, options: VerifyOptions) -> tuple[Visible, ...]:
-    """The first `gpus` devices that CUDA_VISIBLE_DEVICES leaves. Raises `HostError` when there are fewer."""
-    if host is None:
-        return ()
-    visible = visible_devices(host, options.environ)
-    if len(visible) < options.gpus:
-        given = options.environ.get("CUDA_VISIBLE_DEVICES")
-        setting = f" (CUDA_VISIBLE_DEVICES={given})" if given is not None else ""
-        message = f"{options.gpus} GPUs are asked for, {len(visible)} of {len(host.gpus)} are visible{setting}"
-        raise HostError(message, "ask for fewer (--gpus), or for more in the job (--gres)")
-    return visible[: options.gpus]
 
 
 class _Verification:
@@ -92,38 +80,72 @@ class _Verification:
         apptainer: Apptainer,
         progress: Progress,
         host: HostFacts | None,
-        gpus: tuple[Visible, ...],
     ) -> None:
         self._subject = subject
         self._options = options
         self._apptainer = apptainer
         self._progress = progress
         self._host = host
-        self._gpus = gpus
+        self._visible = visible_devices(host, options.environ) if host else ()
+        self._gpus = self._visible[: options.gpus]
         self._facts: ImageFacts | None = None
         self.train_facts: TrainFacts | None = None
+        self.level_seconds: dict[str, float] = {}
 
     def checks(self) -> Iterator[Check]:
-        """All checks in order. A checkout or config that cannot work ends it before the first container."""
+        """All checks in order. What cannot work whatever the image holds ends it before the first container."""
         setup, before = self._prepare()
-        if any_failed(before):
+        hidden = self._hidden()
+        wrong = [check for check in (hidden, *before) if check and check.outcome is Outcome.FAILED]
+        if wrong:
             for level in self._options.levels:
-                if level is not Level.TRAIN:
-                    yield not_run(level, level.value, "not started: the checkout or the config has to be mended first")
+                if all(level is not check.level for check in wrong):
+                    yield not_run(level, level.value, f"not started: {wrong[0].name} has to be mended first")
+            yield from ((hidden,) if hidden else ())
             yield from before
             return
         self._options.report_dir.mkdir(parents=True, exist_ok=True)
         for name in _LOGS:
             (self._options.report_dir / f"{name}.log").unlink(missing_ok=True)
-        with self._container() as container:
-            yield from self._levels(container, setup, before)
+        runner = self._apptainer.runner
+        with self._container() as container, pool(runner.stop_all) as threads:
+            ahead = self._start(container, setup, Ahead[Answer](threads))
+            yield from self._levels(container, ahead, setup, before)
 
     def _prepare(self) -> tuple[TrainSetup | None, tuple[Check, ...]]:
-        options = self._options
-        if Level.TRAIN not in options.levels:
+        if Level.TRAIN not in self._options.levels:
             return None, ()
         version = self._subject.lock.version_of("llamafactory") if self._subject.lock else None
-        return prepare(options.checkout, options.config, options.model, options.device, version)
+        return prepare(self._options, version)
+
+    def _hidden(self) -> Check | None:
+        """GPUs that are here and that a job could not use."""
+        if self._host is None:
+            return None
+        return judge_visible(self._host, self._visible, self._options.gpus, self._options.environ)
+
+    def _start(self, container: Container, setup: TrainSetup | None, ahead: Ahead[Answer]) -> Ahead[Answer]:
+        """Ask at once what builds on nothing else, dearest first; it is judged in the order of the levels."""
+        gpu = self._options.device == "gpu"
+        asked = self._options.levels
+        if Level.STATIC in asked:
+            words = (*MODULES, *self._extra_modules())
+            ahead.ask("static", lambda: self._ask(container, "image", *words, env={"PYTHONPATH": IN_LIBRARIES}))
+        if setup and Level.TRAIN in asked:
+            log, line = self._log("model"), self._progress.line
+            ahead.ask("model", lambda: make_model(container_for(container, setup), setup, log, line))
+        if gpu and Level.KERNEL in asked:
+            ahead.ask("kernel", lambda: self._ask(container, "kernel"))
+        if gpu and Level.HOST in asked:
+            ahead.ask("host", lambda: self._ask(container, "host"))
+        return ahead
+
+    def _ask(self, container: Container, probe: str, *words: str, env: dict[str, str] | None = None) -> Answer:
+        log = self._log("static" if probe == "image" else probe)
+        return container.ask(probe, *words, log=log, on_line=self._progress.line, env=env)
+
+    def _log(self, name: str) -> Path:
+        return self._options.report_dir / f"{name}.log"
 
     @contextmanager
     def _container(self) -> Iterator[Container]:
@@ -143,7 +165,9 @@ class _Verification:
             else:
                 shutil.rmtree(work, ignore_errors=True)
 
-    def _levels(self, container: Container, setup: TrainSetup | None, before: tuple[Check, ...]) -> Iterator[Check]:
+    def _levels(
+        self, container: Container, ahead: Ahead[Answer], setup: TrainSetup | None, before: tuple[Check, ...]
+    ) -> Iterator[Check]:
         """Each level that was asked for; after a failure, those that build on it are not run."""
         blocked: str | None = None
         for level in (level for level in Level if level in self._options.levels):
@@ -152,33 +176,30 @@ class _Verification:
             if blocked:
                 yield not_run(level, level.value, blocked)
                 continue
-            found = list(self._level(level, container, setup))
+            started = time.monotonic()
+            found = list(self._level(level, container, ahead, setup))
+            self.level_seconds[level.value] = round(time.monotonic() - started, 1)
             yield from found
             blocked = _blocks(level, found)
 
-    def _level(self, level: Level, container: Container, setup: TrainSetup | None) -> Iterator[Check]:
+    def _level(
+        self, level: Level, container: Container, ahead: Ahead[Answer], setup: TrainSetup | None
+    ) -> Iterator[Check]:
         match level:
             case Level.STATIC:
-                return self._static(container)
+                return self._static(ahead)
             case Level.HOST | Level.KERNEL if self._options.device == "cpu":
                 return iter([not_run(level, level.value, "needs a GPU (--device cpu was asked for)")])
             case Level.HOST:
-                return self._host_level(container)
+                return self._host_level(ahead)
             case Level.KERNEL:
-                return self._kernel(container)
+                return self._kernel(container, ahead)
             case Level.TRAIN:
-                return self._train(container, setup)
+                return self._train(container, ahead, setup)
 
-    def _static(self, container: Container) -> Iterator[Check]:
+    def _static(self, ahead: Ahead[Answer]) -> Iterator[Check]:
         with self._progress.phase("static"):
-            answer = container.ask(
-                "image",
-                *MODULES,
-                *self._extra_modules(),
-                log=self._options.report_dir / "static.log",
-                on_line=self._progress.line,
-                env={"PYTHONPATH": IN_LIBRARIES},
-            )
+            answer = ahead.answer("static")
         if answer.facts is None:
             yield timed(_dead(Level.STATIC, "the image starts", answer.said), answer.seconds)
             return
@@ -190,18 +211,18 @@ class _Verification:
         lock = self._subject.lock
         return modules_of_extras({package.name for package in lock.packages}) if lock else ()
 
-    def _host_level(self, container: Container) -> Iterator[Check]:
+    def _host_level(self, ahead: Ahead[Answer]) -> Iterator[Check]:
         assert self._host is not None
         with self._progress.phase("host"):
-            answer = container.ask("host", log=self._options.report_dir / "host.log", on_line=self._progress.line)
+            answer = ahead.answer("host")
         if answer.facts is None:
             yield timed(_dead(Level.HOST, "NVIDIA libraries in the container", answer.said), answer.seconds)
             return
         yield from judge_host(self._host, self._gpus, len(self._gpus), answer.facts, self._options.tables)
 
-    def _kernel(self, container: Container) -> Iterator[Check]:
+    def _kernel(self, container: Container, ahead: Ahead[Answer]) -> Iterator[Check]:
         with self._progress.phase("kernel"):
-            answer = container.ask("kernel", log=self._options.report_dir / "kernel.log", on_line=self._progress.line)
+            answer = ahead.answer("kernel")
         if answer.facts is None:
             yield timed(_dead(Level.KERNEL, "kernels", answer.said), answer.seconds)
             return
@@ -214,31 +235,34 @@ class _Verification:
             return judge_all_reduce(None, "", count)
         launcher = ("torchrun", "--standalone", "--nproc-per-node", str(count))
         with self._progress.phase("kernel: all-reduce"):
-            answer = container.ask(
-                "allreduce",
-                log=self._options.report_dir / "allreduce.log",
-                on_line=self._progress.line,
-                launcher=launcher,
-            )
+            log = self._log("allreduce")
+            answer = container.ask("allreduce", log=log, on_line=self._progress.line, launcher=launcher)
         return timed(judge_all_reduce(answer.facts, answer.said, count), answer.seconds)
 
-    def _train(self, container: Container, setup: TrainSetup | None) -> Iterator[Check]:
+    def _train(self, container: Container, ahead: Ahead[Answer], setup: TrainSetup | None) -> Iterator[Check]:
         if setup is None:
             return  # `prepare` has said why
-        mismatch = self._other_version(setup)
+        mismatch = self._other_version()
         if mismatch:
             yield mismatch
             return
-        indices = tuple(dict.fromkeys(device.gpu.index for device in self._gpus))
-        level = TrainLevel(container, setup, self._options.report_dir, indices, self._progress)
-        yield from level.run()
+        indices = tuple(device.gpu.index for device in self._gpus)
+        inside = container_for(container, setup)
+        level = TrainLevel(inside, setup, self._options.report_dir, indices, self._progress)
+        with self._progress.phase("train: model"):
+            model = ahead.answer("model")
+        yield from level.run(model)
         self.train_facts = level.facts()
 
-    def _other_version(self, setup: TrainSetup) -> Check | None:
+    def _other_version(self) -> Check | None:
         """The checkout against what is really in the image, for images without a lock."""
         inside = self._facts.version_of("llamafactory") if self._facts else None
-        _, checks = prepare(setup.checkout, setup.config.path, setup.model, setup.device, inside)
+        _, checks = prepare(self._options, inside)
         return next((check for check in checks if check.outcome is Outcome.FAILED), None)
+
+    def gpu_models(self) -> tuple[str, ...]:
+        """Of each GPU that was used."""
+        return tuple(device.gpu.name for device in self._gpus)
 
     def versions(self) -> dict[str, str]:
         """What the image was found to hold, or what its lock says where that was not looked at."""

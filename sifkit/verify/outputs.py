@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sifkit.verify.checks import Check, Level, failed, passed
-from sifkit.verify.smoke import HALF, STEPS, TrainConfig
+from sifkit.verify.checks import Check, Level, failed, passed, warned
+from sifkit.verify.smoke import HALF, STEPS, WORST_STEPS, TrainConfig
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -50,6 +50,8 @@ class RunOutputs:
     train_loss: float | None
     eval_loss: float | None
     steps_per_second: float | None
+    tokens: int | None = None  # that were trained on, padding included
+    tokens_per_second: float | None = None
 
     @property
     def losses(self) -> tuple[tuple[int, float], ...]:
@@ -66,14 +68,18 @@ def read_outputs(directory: Path) -> RunOutputs:
     files = tuple(OutputFile(str(path.relative_to(directory)), path.stat().st_size, fault_of(path)) for path in paths)
     state = _json_object(directory / "trainer_state.json")
     results = _json_object(directory / "all_results.json")
+    rows = _json_lines(directory / "trainer_log.jsonl")
+    counted = [row for row in rows if isinstance(row, dict) and _number(row.get("throughput"))]
     return RunOutputs(
         files=files,
-        log=_rows(_json_lines(directory / "trainer_log.jsonl"), "current_steps"),
+        log=_rows(rows, "current_steps"),
         history=_rows(state.get("log_history", []), "step"),
         global_step=state.get("global_step"),
         train_loss=_number(results.get("train_loss")),
         eval_loss=_number(results.get("eval_loss")),
         steps_per_second=_number(results.get("train_steps_per_second")),
+        tokens=int(counted[-1].get("total_tokens") or 0) if counted else None,
+        tokens_per_second=_number(counted[-1]["throughput"]) if counted else None,
     )
 
 
@@ -271,6 +277,23 @@ def judge_losses(found: RunOutputs) -> Check:
     return passed(Level.TRAIN, name, f"{listed}; eval {found.eval_loss:.3f}" if found.eval_loss is not None else listed)
 
 
+def judge_learning(found: RunOutputs, *, made: bool) -> Check:
+    """Each step saw all rows of a small set, so the loss must fall. `made`: a model of random weights was trained.
+
+    Of a real model it is only said: its learning rate is the user's, and may be too low to show in a few steps.
+    """
+    name = "the loss falls"
+    losses = [loss for _, loss in found.losses]
+    if len(losses) < 2:
+        return failed(Level.TRAIN, name, f"{len(losses)} steps were logged", "training stopped early", "read train.log")
+    said = f"from {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} steps over the same few rows"
+    if losses[-1] < losses[0]:
+        return passed(Level.TRAIN, name, said)
+    cause = "no gradient reaches the trained weights, they are not updated, or the learning rate is wrong"
+    judge = failed if made else warned
+    return judge(Level.TRAIN, name, said, cause, "check learning_rate, the dataset's columns and the template")
+
+
 # The loss of a model that knows nothing is the logarithm of its vocabulary, 7 to 12; a few steps do not multiply it.
 _EXPLODED = 10
 # Weights of models are of the order of 1; Adam moves each by about the learning rate in each step. Measured: under
@@ -325,6 +348,22 @@ def judge_resume(first: RunOutputs, second: RunOutputs, *, exact: bool) -> Check
             Level.TRAIN, name, said, "optimizer, scheduler or random state were not restored", "read resume.log"
         )
     return passed(Level.TRAIN, name, said)
+
+
+def judge_longest(found: RunOutputs, config: TrainConfig, ranks: int, peak_gb: float, *, made: bool) -> Check:
+    """Batches of the longest rows went through: as many tokens as batches of whole rows hold."""
+    name = "longest batch"
+    if found.global_step != WORST_STEPS:
+        said = f"ended at step {found.global_step}, not {WORST_STEPS}"
+        return failed(Level.TRAIN, name, said, "training stopped early", "read longest.log")
+    wanted = config.batch * ranks * config.cutoff_len * WORST_STEPS
+    if found.tokens is not None and config.stage == "sft" and found.tokens < 0.95 * wanted:
+        cause = "rows were cut below cutoff_len"
+        return failed(Level.TRAIN, name, f"{found.tokens} tokens instead of {wanted}", cause, "read longest.log")
+    memory = (
+        "the smoke model went through; how much memory your own takes: --model DIR" if made else f"{peak_gb:.1f} GB"
+    )
+    return passed(Level.TRAIN, name, f"{config.batch} × {config.cutoff_len} tokens on each GPU: {memory}")
 
 
 def judge_adapter(answer: dict[str, Any], *, lora: bool) -> tuple[Check, Check]:

@@ -6,7 +6,10 @@ Reads files of the host only, so that a mistake is said before any container sta
 from __future__ import annotations
 
 import difflib
+import fcntl
 import json
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +17,8 @@ from typing import Any, Literal
 from sifkit import checkout as checkouts
 from sifkit.errors import UsageError
 from sifkit.verify.checks import Check, Level, any_failed, failed, not_run, passed, warned
-from sifkit.verify.smoke import TrainConfig, default_config, read_config
+from sifkit.verify.request import VerifyOptions
+from sifkit.verify.smoke import Method, TrainConfig, default_config, read_config, with_method
 
 _MEDIA = {"images", "videos", "audios"}  # llamafactory/data/parser.py, DatasetAttr
 
@@ -27,24 +31,50 @@ class TrainSetup:
     config: TrainConfig
     model: Path | None
     device: Literal["gpu", "cpu"]
+    method: Method | None = None  # in the place of the config's own
 
 
-def prepare(
-    checkout: Path, config: Path | None, model: Path | None, device: Literal["gpu", "cpu"], version: str | None
-) -> tuple[TrainSetup | None, tuple[Check, ...]]:
+def prepare(options: VerifyOptions, version: str | None) -> tuple[TrainSetup | None, tuple[Check, ...]]:
     """The setup, or None and the checks that say why not. `version`: LLaMA-Factory in the image, None if not known."""
-    checks = judge_checkout(checkout, version)
+    checkout, model = options.checkout, options.model
+    checks = (*judge_checkout(checkout, version), *judge_caches(options.caches))
     if any_failed(checks):
         return None, checks
     try:
-        read = read_config(config or default_config(checkout))
+        read = with_method(read_config(options.config or default_config(checkout)), options.method)
     except UsageError as error:
         return None, (*checks, failed(Level.TRAIN, "config", error.message, error.message, error.fix))
     problem = judge_model(model) or judge_config(read, read_dataset_info(checkout), model)
     if problem:
         return None, (*checks, problem)
-    setup = TrainSetup(checkout.absolute(), read, model.absolute() if model else None, device)
+    given = model.absolute() if model else None
+    setup = TrainSetup(checkout.absolute(), read, given, options.device, options.method)
     return setup, (*checks, *judge_resumable(read))
+
+
+def judge_caches(caches: Mapping[str, str]) -> tuple[Check, ...]:
+    """A file can be written, and locked, in each cache that the user's jobs are given: it is tried."""
+    name = "caches are writable"
+    faults = {variable: fault for variable, path in caches.items() if (fault := _cache_fault(Path(path)))}
+    if not caches:
+        return ()
+    if not faults:
+        return (passed(Level.TRAIN, name, ", ".join(caches)),)
+    said = "; ".join(f"{variable}={caches[variable]}: {fault}" for variable, fault in faults.items())
+    cause = "a job that is given this cache stops when it first writes to it"
+    fix = f"point {', '.join(faults)} to a directory of yours that can be written, or unset it"
+    return (failed(Level.TRAIN, name, said, cause, fix),)
+
+
+def _cache_fault(path: Path) -> str | None:
+    """What keeps a cache from working; a directory that is not there yet will be made below the nearest that is."""
+    where = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=where, prefix=".sifkit-") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def judge_checkout(checkout: Path, version: str | None) -> tuple[Check, ...]:

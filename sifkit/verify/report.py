@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from sifkit.files import write_whole
 from sifkit.verify.checks import Check, Level, Outcome
-from sifkit.verify.nvml import HostFacts
+from sifkit.verify.nvml import GpuSample, HostFacts
 from sifkit.verify.train import TrainFacts
 
 
@@ -37,6 +38,13 @@ class Report:
     checks: tuple[Check, ...]
     host: HostFacts | None
     train: TrainFacts | None
+    gpus: tuple[str, ...] = ()  # models of the GPUs that were used, one for each
+    level_seconds: dict[str, float] = field(default_factory=dict)  # wall time, by level
+
+    def seconds_of(self, level: Level) -> float:
+        """A level's wall time; where that was not taken, the sum of its checks."""
+        spent = sum(check.seconds for check in self.checks if check.level is level)
+        return self.level_seconds.get(level.value, spent)
 
     @property
     def passed(self) -> bool:
@@ -59,21 +67,52 @@ def worst(outcomes: Any) -> Outcome:
     return next((outcome for outcome in order if outcome in found), Outcome.NOT_RUN)
 
 
+# Source: XML 1.0, 2.2 "Characters".
+_NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
 # ---------------------------------------------------------------------------------------------- files
 
 
 def write_report(report: Report, directory: Path) -> None:
-    """Write report.json and junit.xml into `directory`, each whole or not at all."""
+    """Write report.json, junit.xml and report.html into `directory`, each whole or not at all."""
+    from sifkit.verify.html import render_html  # it needs Report; and jinja2 is loaded where a page is made
+
     directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / "report.json", json.dumps(as_json(report), indent=2, allow_nan=False) + "\n")
+    write_whole(directory / "report.json", json_text(as_json(report)))
     write_whole(directory / "junit.xml", junit_xml(report))
+    write_whole(directory / "report.html", render_html(report))
+
+
+def json_text(value: dict[str, Any]) -> str:
+    """Indented, but for each list of plain values (a sample, a step's loss): that stands on one line."""
+    return _indented(value, "\n") + "\n"
+
+
+def _indented(value: Any, line: str) -> str:
+    """JSON text whose later lines begin with `line`: a line end, and blanks."""
+    inner = line + "  "
+    if isinstance(value, dict) and value:
+        parts = [f"{json.dumps(key)}: {_indented(one, inner)}" for key, one in value.items()]
+        return f"{{{inner}{f',{inner}'.join(parts)}{line}}}"
+    if isinstance(value, list) and any(isinstance(one, list | dict) for one in value):
+        return f"[{inner}{f',{inner}'.join(_indented(one, inner) for one in value)}{line}]"
+    return json.dumps(value, allow_nan=False)
 
 
 def as_json(report: Report) -> dict[str, Any]:
     """The report as JSON values; NaN and infinities, which JSON lacks, as text."""
     outcome = {level.value: report.outcome_of(level).value for level in report.levels}
+    seconds = {level.value: round(report.seconds_of(level), 2) for level in report.levels}
     value: dict[str, Any] = _plain(asdict(report))
-    return {**value, "passed": report.passed, "outcome": outcome}
+    if report.train:
+        value["train"]["samples"] = _sample_table(report.train.samples)
+    return {**value, "level_seconds": seconds, "passed": report.passed, "outcome": outcome}
+
+
+def _sample_table(samples: Iterable[GpuSample]) -> dict[str, Any]:
+    """What the GPUs did, in rows: an hour's samples as objects would be most of the file."""
+    rows = [[round(one.seconds, 2), one.index, round(one.memory_gb, 3), one.utilisation] for one in samples]
+    return {"columns": ["seconds", "gpu", "memory_gb", "utilisation_percent"], "rows": rows}
 
 
 def _plain(value: Any) -> Any:
@@ -116,18 +155,18 @@ def _suite(root: ET.Element, name: str, level: Level, checks: list[Check]) -> No
         case = ET.SubElement(
             suite, "testcase", classname=f"{name}.{level.value}", name=check.name, time=f"{check.seconds:.1f}"
         )
-        text = _xml_text("\n".join(_explained(check)))
+        text = without_controls("\n".join(_explained(check)))
         if check.outcome is Outcome.FAILED:
-            ET.SubElement(case, "failure", message=_xml_text(check.message)).text = text
+            ET.SubElement(case, "failure", message=without_controls(check.message)).text = text
         elif check.outcome is Outcome.NOT_RUN:
-            ET.SubElement(case, "skipped", message=_xml_text(check.message))
+            ET.SubElement(case, "skipped", message=without_controls(check.message))
         else:
             ET.SubElement(case, "system-out").text = text
 
 
-def _xml_text(text: str) -> str:
-    """XML 1.0 has no control characters, and foreign logs do."""
-    return "".join(letter if letter >= " " or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text)
+def without_controls(text: str) -> str:
+    """XML 1.0 and HTML have no control characters and no halves of surrogate pairs, and foreign logs do."""
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _explained(check: Check) -> list[str]:

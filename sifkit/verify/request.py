@@ -11,6 +11,7 @@ from typing import Literal
 from sifkit.compat.tables import Tables, load_tables
 from sifkit.model import Lock
 from sifkit.verify.checks import Level
+from sifkit.verify.smoke import Method
 
 # What of the caller's environment decides which GPUs are used and how they talk to each other. Slurm
 # sets the first; sites set the others (NCCL_NVLS_ENABLE, NCCL_SOCKET_IFNAME, …).
@@ -20,6 +21,15 @@ _GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 def gpu_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables of `environ` that a job on GPUs needs in the container."""
     return {name: value for name, value in environ.items() if name in _GPU_VARIABLES or name.startswith("NCCL_")}
+
+
+# Caches that jobs are told to use; a run stops at the first that it cannot write.
+_CACHE_VARIABLES = ("HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME")
+
+
+def cache_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The caches that `environ` names, which a job would be given."""
+    return {name: environ[name] for name in _CACHE_VARIABLES if environ.get(name)}
 
 
 @dataclass(frozen=True)
@@ -45,5 +55,7 @@ class VerifyOptions:
     levels: tuple[Level, ...] = tuple(Level)
     gpu_models: tuple[str, ...] = ()  # that the image is for, as sites name them
     tables: Tables = field(default_factory=load_tables)
+    method: Method | None = None  # in the place of the config's own
+    caches: Mapping[str, str] = field(default_factory=lambda: cache_environment(os.environ))  # of the user's jobs
     keep: bool = False  # keep models, checkpoints and caches beside the report
     environ: Mapping[str, str] = field(default_factory=lambda: gpu_environment(os.environ))

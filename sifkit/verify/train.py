@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sifkit.apptainer import Bind
 from sifkit.causes import find_cause
@@ -21,13 +21,25 @@ from sifkit.verify.outputs import (
     RunOutputs,
     judge_adapter,
     judge_files,
+    judge_learning,
+    judge_longest,
     judge_losses,
     judge_resume,
     judge_steps,
     read_outputs,
 )
 from sifkit.verify.prepare import TrainSetup
-from sifkit.verify.smoke import HALF, argv, overrides
+from sifkit.verify.ranks import devices_in_log, judge_devices, judge_zero
+from sifkit.verify.smoke import (
+    HALF,
+    WORST_NAME,
+    TrainConfig,
+    argv,
+    overrides,
+    worst_case,
+    worst_dataset,
+)
+from sifkit.verify.together import together
 
 _LOG_LINES = 400  # of a failed run's log, in which the cause is looked for
 _CORPUS = f"{places.IN_CHECKOUT}/data/alpaca_en_demo.json"  # in the source archives since 0.9.4, in git before
@@ -65,99 +77,102 @@ class TrainLevel:
         container: Container,
         setup: TrainSetup,
         report_dir: Path,
-        gpu_indices: tuple[int, ...],
+        gpus: tuple[int, ...],
         progress: Progress,
     ) -> None:
         self._setup = setup
         self._config = setup.config
-        self._container = replace(container, binds=_binds(setup))
+        self._container = container
         self._report_dir = report_dir
-        self._gpu_indices = gpu_indices
+        self._gpus = gpus  # indices on the host, one for each rank; none on the CPU
         self._progress = progress
+        self._known: frozenset[str] = frozenset()
         self._argv: tuple[str, ...] = ()
         self._first: RunOutputs | None = None
         self._second: RunOutputs | None = None
         self._seconds = 0.0
         self._use = GpuUse()
 
-    def run(self) -> Iterator[Check]:
+    def run(self, model: Answer) -> Iterator[Check]:
         """Each check as soon as it is known. What a failure makes impossible is not run."""
-        made = self._make_model()
-        yield made[0]
-        if made[1] is None:
+        made = judge_model_made(self._setup, model)
+        yield made
+        if model.facts is None or any_failed([made]):
             yield not_run(Level.TRAIN, "train", "there is no model to train")
             return
-        known = frozenset(made[1]["arguments"])
-        checks = list(self._train(known))
+        packages = frozenset(model.facts["packages"])
+        before = judge_packages_wanted(self._config, packages)
+        yield from before
+        if any_failed(before):
+            yield not_run(Level.TRAIN, "train", "the image lacks what the config asks for")
+            return
+        self._known = frozenset(model.facts["arguments"])
+        checks = list(self._train())
         yield from checks
         if any_failed(checks):
-            yield not_run(Level.TRAIN, "loads and generates", "the run failed")
-            yield not_run(Level.TRAIN, "a stopped run resumes", "the run failed")
+            for name in ("loads and generates", "a stopped run resumes", "longest batch"):
+                yield not_run(Level.TRAIN, name, "the run failed")
             return
-        yield from self._load()
-        yield self._resume()
+        yield from self._afterwards(packages)
+
+    def _afterwards(self, packages: frozenset[str]) -> Iterator[Check]:
+        """What builds on the first run alone; at the same time, unless a real model needs the memory for itself."""
+        tasks = [self._load, self._resume, self._longest, lambda: self._zero(packages)]
+        runner = self._container.apptainer.runner
+        with self._progress.phase("train: load, resume, longest batch"):
+            for checks in together(tasks, runner.stop_all, workers=1 if self._setup.model else None):
+                yield from checks
 
     # ------------------------------------------------------------------ steps
 
-    def _make_model(self) -> tuple[Check, dict[str, Any] | None]:
-        """A tiny model for the config's template; with a real model only the arguments of this version are asked."""
-        template = "" if self._setup.model else self._config.template
-        name = "model" if self._setup.model else "smoke model"
-        with self._progress.phase(f"train: {name}"):
-            words = (template, _CORPUS, f"{places.IN_WORK}/{_MADE_MODEL}")
-            answer = self._container.ask("smoke_model", *words, log=self._log("model"), on_line=self._progress.line)
-        if answer.facts is None or answer.facts.get("error"):
-            said = str(answer.facts["error"]) if answer.facts else answer.said
-            last = said.strip().splitlines()[-1] if said.strip() else "no answer"
-            return timed(failed_because(Level.TRAIN, name, last, find_cause(said, "run")), answer.seconds), None
-        return timed(_model_check(name, self._setup.model, answer.facts), answer.seconds), answer.facts
-
-    def _train(self, known: frozenset[str]) -> Iterator[Check]:
+    def _train(self) -> Iterator[Check]:
         values = overrides(
             self._config,
-            model=places.IN_MODEL if self._setup.model else f"{places.IN_WORK}/{_MADE_MODEL}",
+            model=self._model,
             output_dir=f"{places.IN_WORK}/{_FIRST}",
             device=self._setup.device,
-            known=known,
+            known=self._known,
+            method=self._setup.method,
+            made=self._setup.model is None,
         )
         self._argv = argv(config_in_container(self._setup), values)
-        with sampled(self._gpu_indices) as self._use:
+        with self._progress.phase("train: train"), sampled(tuple(dict.fromkeys(self._gpus))) as self._use:
             returncode, self._seconds = self._llamafactory("train", self._argv)
         self._first = read_outputs(self._container.work / _FIRST)
         if returncode != 0:
             yield timed(self._failed_run("train", returncode), self._seconds)
             return
-        yield timed(passed(Level.TRAIN, "train", f"llamafactory-cli train {self._config.path.name}"), self._seconds)
+        said = f"llamafactory-cli train {self._config.path.name}: {self._config.method}, stage {self._config.stage}"
+        yield timed(passed(Level.TRAIN, "train", said), self._seconds)
         yield judge_files(self._first, self._config)
         yield judge_steps(self._first)
-        yield judge_losses(self._first)
-        yield judge_device(device_in_log(self._read_log("train")), self._setup.device, self._use)
+        finite = judge_losses(self._first)
+        yield finite
+        if not any_failed([finite]):
+            yield judge_learning(self._first, made=self._setup.model is None)
+        yield judge_devices(devices_in_log(self._read_log("train")), self._gpus, self._use)
 
-    def _load(self) -> Iterator[Check]:
+    def _load(self) -> tuple[Check, ...]:
         """Load the result into the base model: tensors, logits, a few tokens."""
         words = (
-            places.IN_MODEL if self._setup.model else f"{places.IN_WORK}/{_MADE_MODEL}",
+            self._model,
             f"{places.IN_WORK}/{_FIRST}",
             "lora" if self._config.lora else "full",
             "cuda" if self._setup.device == "gpu" else "cpu",
         )
         if self._config.stage == "rm":
-            yield not_run(Level.TRAIN, "loads and generates", "a reward model does not generate")
-            return
-        with self._progress.phase("train: load and generate"):
-            answer = self._container.ask("adapter", *words, log=self._log("adapter"), on_line=self._progress.line)
+            return (not_run(Level.TRAIN, "loads and generates", "a reward model does not generate"),)
+        answer = self._container.ask("adapter", *words, log=self._log("adapter"), on_line=self._progress.line)
         if answer.facts is None:
-            yield timed(_no_answer("loads and generates", answer), answer.seconds)
-            return
+            return (timed(_no_answer("loads and generates", answer), answer.seconds),)
         tensors, generation = judge_adapter(answer.facts, lora=self._config.lora)
-        yield tensors
-        yield timed(generation, answer.seconds)
+        return tensors, timed(generation, answer.seconds)
 
-    def _resume(self) -> Check:
+    def _resume(self) -> tuple[Check, ...]:
         """The same command once more, in a directory that holds only the checkpoint at half."""
         name = "a stopped run resumes"
         if not self._config.resumes:
-            return not_run(Level.TRAIN, name, f"LLaMA-Factory does not resume stage {self._config.stage}")
+            return (not_run(Level.TRAIN, name, f"LLaMA-Factory does not resume stage {self._config.stage}"),)
         work = self._container.work
         checkpoint = f"checkpoint-{HALF}"
         shutil.copytree(work / _FIRST / checkpoint, work / _SECOND / checkpoint)
@@ -167,21 +182,70 @@ class TrainLevel:
         returncode, seconds = self._llamafactory("resume", other)
         self._second = read_outputs(work / _SECOND)
         if returncode != 0:
-            return timed(replace(self._failed_run("resume", returncode), name=name), seconds)
+            return (timed(replace(self._failed_run("resume", returncode), name=name), seconds),)
         assert self._first is not None
-        return timed(judge_resume(self._first, self._second, exact=self._setup.device == "cpu"), seconds)
+        return (timed(judge_resume(self._first, self._second, exact=self._setup.device == "cpu"), seconds),)
+
+    def _longest(self) -> tuple[Check, ...]:
+        """`max_samples` takes the first rows and misses the longest: whole batches of cutoff_len tokens."""
+        name = "longest batch"
+        if self._setup.device == "cpu":
+            return (not_run(Level.TRAIN, name, "asks about the GPU's memory"),)
+        with sampled(tuple(dict.fromkeys(self._gpus))) as use:
+            returncode, seconds = self._full_batches("longest")
+        if returncode != 0:
+            return (timed(replace(self._failed_run("longest", returncode), name=name), seconds),)
+        found = read_outputs(self._container.work / "longest")
+        peak, made = max(use.peak_gb.values(), default=0.0), self._setup.model is None
+        return (timed(judge_longest(found, self._config, len(self._gpus), peak, made=made), seconds),)
+
+    def _zero(self, packages: frozenset[str]) -> tuple[Check, ...]:
+        """Several GPUs and DeepSpeed in the image: its ZeRO-3 trains, too."""
+        name = "DeepSpeed ZeRO-3"
+        if len(self._gpus) < 2 or self._config.distributed:
+            return ()
+        if "deepspeed" not in packages:
+            return (not_run(Level.TRAIN, name, "the image has no deepspeed (extras: [deepspeed])"),)
+        if self._config.quantized:
+            return (not_run(Level.TRAIN, name, "quantized weights cannot be sharded by it"),)
+        returncode, seconds = self._full_batches("zero")
+        if returncode != 0:
+            return (timed(replace(self._failed_run("zero", returncode), name=name), seconds),)
+        found = read_outputs(self._container.work / "zero")
+        return (timed(replace(judge_zero(found, self._read_log("zero"), len(self._gpus)), name=name), seconds),)
 
     # ------------------------------------------------------------------ one call below
 
-    def _llamafactory(self, name: str, words: tuple[str, ...]) -> tuple[int, float]:
+    @property
+    def _model(self) -> str:
+        return places.IN_MODEL if self._setup.model else f"{places.IN_WORK}/{_MADE_MODEL}"
+
+    def _full_batches(self, name: str) -> tuple[int, float]:
+        """Train on rows that fill cutoff_len, in an output directory called `name`."""
+        data = self._container.work / f"{name}-data"
+        data.mkdir()
+        info, rows = worst_dataset(self._config, len(self._gpus))
+        (data / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+        (data / f"{WORST_NAME}.json").write_text(json.dumps(rows), encoding="utf-8")
+        values = worst_case(
+            self._config,
+            model=self._model,
+            output_dir=f"{places.IN_WORK}/{name}",
+            dataset_dir=f"{places.IN_WORK}/{name}-data",
+            known=self._known,
+            method=self._setup.method,
+            zero=name == "zero",
+        )
+        return self._llamafactory(name, argv(config_in_container(self._setup), values), zero=name == "zero")
+
+    def _llamafactory(self, name: str, words: tuple[str, ...], *, zero: bool = False) -> tuple[int, float]:
         """Run it in the checkout, as a user does; its exit code and how long it took."""
-        distributed = self._config.distributed and self._setup.device == "gpu"
+        distributed = zero or (self._config.distributed and self._setup.device == "gpu")
         env = {"FORCE_TORCHRUN": "1"} if distributed else {}  # DeepSpeed is refused without (hparams/parser.py)
         started = time.monotonic()
-        with self._progress.phase(f"train: {name}"):
-            result = self._container.run(
-                words, log=self._log(name), cwd=places.IN_CHECKOUT, on_line=self._progress.line, env=env
-            )
+        result = self._container.run(
+            words, log=self._log(name), cwd=places.IN_CHECKOUT, on_line=self._progress.line, env=env
+        )
         return result.returncode, time.monotonic() - started
 
     def _failed_run(self, name: str, returncode: int) -> Check:
@@ -204,7 +268,6 @@ class TrainLevel:
         """What was measured; None when no run came to an end."""
         if self._first is None:
             return None
-        gpu = bool(self._gpu_indices)
         return TrainFacts(
             config=str(self._config.path),
             model=str(self._setup.model or "smoke model"),
@@ -214,10 +277,14 @@ class TrainLevel:
             eval_loss=self._first.eval_loss,
             steps_per_second=self._first.steps_per_second,
             seconds=self._seconds,
-            device=device_in_log(self._read_log("train")),
-            gpu_peak_memory_gb=self._use.peak_memory_gb if gpu else None,
-            gpu_peak_utilisation=self._use.peak_utilisation if gpu else None,
+            device=devices_in_log(self._read_log("train")).get(0),
+            gpu_peak_memory_gb=self._use.peak_memory_gb if self._gpus else None,
+            gpu_peak_utilisation=self._use.peak_utilisation if self._gpus else None,
             files=tuple(file.name for file in self._first.files),
+            method=self._config.method,
+            gpus=len(self._gpus),
+            tokens_per_second=self._first.tokens_per_second,
+            samples=tuple(self._use.samples),
         )
 
 
@@ -232,6 +299,18 @@ def config_in_container(setup: TrainSetup) -> str:
     return f"{places.IN_CONFIG}/{path.name}"
 
 
+def container_for(container: Container, setup: TrainSetup) -> Container:
+    """With the checkout, and the config and the model where they are the user's own."""
+    return replace(container, binds=_binds(setup))
+
+
+def make_model(container: Container, setup: TrainSetup, log: Path, on_line: Callable[[str], None]) -> Answer:
+    """A tiny model for the config's template; with a real one only what this image knows is asked."""
+    template = "" if setup.model else setup.config.template
+    words = (template, _CORPUS, f"{places.IN_WORK}/{_MADE_MODEL}")
+    return container.ask("smoke_model", *words, log=log, on_line=on_line)
+
+
 def _binds(setup: TrainSetup) -> tuple[Bind, ...]:
     binds = [Bind(setup.checkout, places.IN_CHECKOUT)]
     inside = config_in_container(setup)
@@ -242,41 +321,44 @@ def _binds(setup: TrainSetup) -> tuple[Bind, ...]:
     return tuple(binds)
 
 
-def _model_check(name: str, model: Path | None, facts: dict[str, Any]) -> Check:
-    if model:
-        return passed(Level.TRAIN, name, f"{model}")
+def judge_model_made(setup: TrainSetup, answer: Answer) -> Check:
+    """The model that will be trained: the user's, or the one that probes/smoke_model.py made."""
+    name = "model" if setup.model else "smoke model"
+    facts = answer.facts
+    if facts is None or facts.get("error"):
+        said = str(facts["error"]) if facts else answer.said
+        last = said.strip().splitlines()[-1] if said.strip() else "no answer"
+        return timed(failed_because(Level.TRAIN, name, last, find_cause(said, "run")), answer.seconds)
+    if setup.model:
+        return timed(passed(Level.TRAIN, name, f"{setup.model}"), answer.seconds)
     said = f"{facts['architecture']}, {facts['parameters']:,} parameters, {facts['vocabulary']} tokens"
-    return passed(Level.TRAIN, name, said)
+    return timed(passed(Level.TRAIN, name, said), answer.seconds)
+
+
+def judge_packages_wanted(config: TrainConfig, packages: frozenset[str]) -> tuple[Check, ...]:
+    """Packages without which LLaMA-Factory refuses the config, or warns and trains otherwise.
+
+    Source: model/model_utils/attention.py (fa2 falls back with a warning), hparams/parser.py, 0.9.3 to 0.9.5.
+    """
+    wanted = {
+        "flash-attn": ("flash_attn: fa2", config.flash_attn == "fa2", "flash_attn: sdpa, or packages: [flash-attn]"),
+        "bitsandbytes": ("qlora", config.method == "qlora", "extras: [bitsandbytes]"),
+        "deepspeed": ("deepspeed", config.deepspeed, "extras: [deepspeed]"),
+    }
+    return tuple(
+        failed(Level.TRAIN, what, f"{package} is not in this image", _WITHOUT[package], f"{fix} in the spec")
+        for package, (what, asked, fix) in wanted.items()
+        if asked and package not in packages
+    )
+
+
+_WITHOUT = {
+    "flash-attn": "LLaMA-Factory only warns (FlashAttention-2 is not installed) and trains with slower attention",
+    "bitsandbytes": "it quantizes the weights of QLoRA",
+    "deepspeed": "the config names a DeepSpeed file",
+}
 
 
 def _no_answer(name: str, answer: Answer) -> Check:
     said = answer.said.strip()
     return failed_because(Level.TRAIN, name, said.splitlines()[-1] if said else "no answer", find_cause(said, "run"))
-
-
-def device_in_log(text: str) -> str | None:
-    """Where LLaMA-Factory says that rank 0 computes. Source: hparams/parser.py, get_train_args, 0.9.1 to 0.9.5."""
-    match = re.search(r"[Pp]rocess rank: 0,.*?\bdevice: ([\w:]+)", text)
-    return match[1] if match else None
-
-
-def judge_device(device: str | None, wanted: str, use: GpuUse) -> Check:
-    """The work was done where it was asked for. On a GPU its memory must have grown by CUDA's own use at least."""
-    name = f"trained on the {wanted.upper()}"
-    if device is None:
-        return failed(
-            Level.TRAIN, name, "the log names no device", "this LLaMA-Factory logs otherwise", "read train.log"
-        )
-    if not device.startswith("cuda" if wanted == "gpu" else "cpu"):
-        cause = "the GPU did not reach the container: --nv or the allocation is missing"
-        return failed(
-            Level.TRAIN, name, f"trained on {device}", cause, "check the job's --gres and CUDA_VISIBLE_DEVICES"
-        )
-    if wanted == "cpu":
-        return passed(Level.TRAIN, name, device)
-    grown = use.peak_memory_gb - use.start_memory_gb
-    said = f"{device}, {grown:.1f} GB more memory used, utilisation up to {use.peak_utilisation} %"
-    if grown < 0.1:
-        cause = "the GPU's memory did not grow while the log speaks of cuda: another GPU was used"
-        return failed(Level.TRAIN, name, said, cause, "check CUDA_VISIBLE_DEVICES and MIG")
-    return passed(Level.TRAIN, name, said)

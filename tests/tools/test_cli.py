@@ -37,7 +37,8 @@ def test_list_says_every_image_and_one_broken_spec_hides_none(
     assert {"V100", "H100", "RTX 5090"} <= set(example["gpus"])
     assert "P100" not in example["gpus"]
     expected = Row("example", "missing", "", *pins, None, tuple(example["gpus"]), "525.60.13")
-    assert {**example, "gpus": tuple(example["gpus"])} == dataclasses.asdict(expected)
+    assert {**example, "gpus": tuple(example["gpus"]), "verifications": ()} == dataclasses.asdict(expected)
+    assert example["verifications"] == []
     assert rows["bad"]["state"] == "broken"
     assert "did you mean 'name'?" in rows["bad"]["why"]
     assert "sifkit lock unlocked" in rows["unlocked"]["why"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -15,13 +16,14 @@ from sifkit.errors import HostError
 from sifkit.progress import PlainProgress
 from sifkit.run import Runner
 from sifkit.verify import Level, Outcome, Report, Subject, VerifyOptions, verify
+from sifkit.verify.nvml import Gpu, HostFacts
 from tests.conftest import FakeTool
 from tests.unit.test_verify_train import checkout
 
 # Notes that it was started, and writes its answer into whatever directory is bound at /sifkit/work.
 FAKE = """\
 [ "$1" = --version ] && {{ echo "apptainer version 1.4.5"; exit 0; }}
-echo started >> {started}
+echo "$*" >> {started}
 for word in "$@"; do
     case "$word" in
         *:/sifkit/work) work="${{word%:/sifkit/work}}"; echo "$work" >> {works} ;;
@@ -70,9 +72,19 @@ class Place:
         )
 
     @property
-    def containers(self) -> int:
+    def containers(self) -> list[str]:
+        """The command lines of all that were started."""
         path = self._path / "started"
-        return len(path.read_text().splitlines()) if path.exists() else 0
+        return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def probes(self) -> set[str]:
+        """The probes that were asked."""
+        return {word.removesuffix(".py") for line in self.containers for word in re.findall(r"probes/(\w+\.py)", line)}
+
+    @property
+    def trained(self) -> bool:
+        return any("llamafactory-cli" in line for line in self.containers)
 
     @property
     def works(self) -> set[Path]:
@@ -91,7 +103,7 @@ def outcomes(report: Report) -> dict[Level, Outcome]:
 def test_a_checkout_that_cannot_work_starts_no_container(place: Place) -> None:
     (place.options.checkout / "data/dataset_info.json").unlink()
     report = place.verify(place.options)
-    assert place.containers == 0
+    assert place.containers == []
     assert not report.passed
     assert outcomes(report) == {
         Level.STATIC: Outcome.NOT_RUN,
@@ -108,12 +120,32 @@ def test_a_gpu_that_is_not_here_is_said_before_any_container(place: Place, monke
     monkeypatch.setattr("sifkit.verify.levels.read_host", no_gpu)
     with pytest.raises(HostError, match="no NVIDIA GPU here"):
         place.verify(replace(place.options, device="gpu"))
-    assert place.containers == 0
+    assert place.containers == []
+
+
+def host_with(count: int) -> HostFacts:
+    gpus = tuple(Gpu(index, f"GPU-{index}", "NVIDIA H100", (9, 0), 80.0, 79.0, 0, ()) for index in range(count))
+    return HostFacts("580.1", "13.0", gpus)
+
+
+@pytest.mark.parametrize(("given", "gpus"), [("", 1), ("0", 2)])
+def test_gpus_that_are_hidden_are_a_failure_and_start_no_container(
+    place: Place, monkeypatch: pytest.MonkeyPatch, given: str, gpus: int
+) -> None:
+    monkeypatch.setattr("sifkit.verify.levels.read_host", lambda: host_with(2))
+    options = replace(place.options, device="gpu", gpus=gpus, environ={"CUDA_VISIBLE_DEVICES": given})
+    report = place.verify(options)
+    (failed,) = [check for check in report.checks if check.outcome is Outcome.FAILED]
+    assert (failed.level, failed.name) == (Level.HOST, "GPUs are visible")
+    assert "CUDA_VISIBLE_DEVICES" in (failed.cause or "")
+    assert outcomes(report)[Level.TRAIN] is Outcome.NOT_RUN
+    assert place.containers == []
 
 
 def test_an_image_that_does_not_start_fails_and_nothing_else_runs(place: Place) -> None:
     report = place.verify(place.options, said="fusermount3: mount failed: Operation not permitted", code=255)
-    assert place.containers == 1
+    assert place.probes == {"image", "smoke_model"}  # which build on nothing, and are asked at once
+    assert not place.trained
     (failed,) = [check for check in report.checks if check.outcome is Outcome.FAILED]
     assert (failed.level, failed.name) == (Level.STATIC, "the image starts")
     assert "/dev/fuse" in (failed.fix or "")
@@ -123,7 +155,7 @@ def test_an_image_that_does_not_start_fails_and_nothing_else_runs(place: Place) 
 def test_an_import_that_fails_keeps_the_training_from_starting(place: Place) -> None:
     options = replace(place.options, levels=(Level.STATIC, Level.TRAIN))
     report = place.verify(options, answer=GOOD % '"ImportError: boom"')
-    assert place.containers == 1
+    assert not place.trained
     assert [check.message for check in report.checks if check.level is Level.TRAIN][-1] == (
         "level static failed: import torch"
     )

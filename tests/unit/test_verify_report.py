@@ -6,13 +6,16 @@ import io
 import json
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from sifkit.verify import Level, Outcome, Report, render_table, write_report
-from sifkit.verify.checks import failed, not_run, passed, warned
-from sifkit.verify.report import verdict
+from sifkit.verify.checks import failed, not_run, passed, timed, warned
+from sifkit.verify.nvml import GpuSample
+from sifkit.verify.report import json_text, verdict
 from sifkit.verify.train import TrainFacts
 
 GOOD = passed(Level.STATIC, "import torch", "works")
@@ -91,3 +94,27 @@ def test_the_verdict_names_each_level() -> None:
     assert verdict(report_of(GOOD, ABSENT)) == (
         "example: verified (static passed, host not run, train not run) in 63 s"
     )
+
+
+def test_a_levels_time_is_that_of_the_wall_or_of_its_checks(tmp_path: Path) -> None:
+    checks = (timed(GOOD, 2.0), timed(GOOD, 1.5))
+    assert report_of(*checks).seconds_of(Level.STATIC) == 3.5
+    write_report(replace(report_of(*checks), level_seconds={"static": 2.25}), tmp_path)
+    value = json.loads((tmp_path / "report.json").read_text())
+    assert value["level_seconds"] == {"static": 2.25, "host": 0.0, "train": 0.0}
+
+
+def test_samples_are_rows_each_on_one_line(tmp_path: Path) -> None:
+    samples = (GpuSample(0.5004, 0, 10.12345, 97), GpuSample(0.5004, 1, 2.0, None))
+    write_report(report_of(GOOD, train=replace(FACTS, samples=samples)), tmp_path)
+    text = (tmp_path / "report.json").read_text()
+    assert "        [0.5, 0, 10.123, 97],\n        [0.5, 1, 2.0, null]\n" in text
+    table = json.loads(text)["train"]["samples"]
+    assert table["columns"] == ["seconds", "gpu", "memory_gb", "utilisation_percent"]
+
+
+def test_compact_json_says_the_same_whatever_stands_in_it() -> None:
+    value = {"a": ["\x00", "[ 1, 2 ]", None], 'k"': [[1], {"x": []}, "y"], "b": "[ 3 ]", "c": [[], [[2.5]]], "d": {}}
+    assert json.loads(json_text(value)) == value
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_text({"x": [math.nan]})

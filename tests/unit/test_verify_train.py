@@ -16,7 +16,7 @@ import pytest
 from sifkit.errors import UsageError
 from sifkit.verify import container as places
 from sifkit.verify.checks import Outcome
-from sifkit.verify.nvml import GpuUse
+from sifkit.verify.nvml import GpuSample, GpuUse
 from sifkit.verify.outputs import (
     LogRow,
     RunOutputs,
@@ -24,14 +24,31 @@ from sifkit.verify.outputs import (
     fault_of,
     judge_adapter,
     judge_files,
+    judge_learning,
+    judge_longest,
     judge_losses,
     judge_resume,
     judge_steps,
     read_outputs,
 )
 from sifkit.verify.prepare import TrainSetup, judge_config, judge_resumable, prepare
-from sifkit.verify.smoke import HALF, STEPS, TrainConfig, argv, default_config, overrides, parse_config, read_config
-from sifkit.verify.train import config_in_container, device_in_log, judge_device
+from sifkit.verify.ranks import devices_in_log, judge_devices, judge_zero
+from sifkit.verify.request import VerifyOptions
+from sifkit.verify.smoke import (
+    HALF,
+    STEPS,
+    WORST_STEPS,
+    TrainConfig,
+    argv,
+    default_config,
+    overrides,
+    parse_config,
+    read_config,
+    with_method,
+    worst_case,
+    worst_dataset,
+)
+from sifkit.verify.train import config_in_container, judge_packages_wanted
 
 YAML: dict[str, Any] = {
     "stage": "sft",
@@ -112,6 +129,53 @@ def test_the_command_is_what_a_user_would_type() -> None:
     )
 
 
+def test_each_step_sees_the_whole_set() -> None:
+    for config in (CONFIG, config_of(dataset="a,b,c,d,e", per_device_train_batch_size=2), config_of(stage="pt")):
+        values = overrides_of(config)
+        rows = int(values["max_samples"]) * len(config.datasets)
+        assert int(values["gradient_accumulation_steps"]) * config.batch >= rows
+
+
+def test_a_model_of_random_weights_learns_fast_and_a_real_one_as_the_config_says() -> None:
+    assert overrides_of(config_of(learning_rate="1e-4"))["learning_rate"] == "0.005"
+    assert float(overrides_of(config_of(learning_rate=1e6))["learning_rate"]) == 1e6
+    real = overrides(CONFIG, model="/m", output_dir="/o", device="gpu", known=_Everything(), made=False)
+    assert "learning_rate" not in real
+
+
+@pytest.mark.parametrize(("method", "kind", "bits"), [("full", "full", "null"), ("qlora", "lora", "4")])
+def test_a_method_is_said_on_the_command_line(method: Any, kind: str, bits: str) -> None:
+    config = with_method(config_of(quantization_bit=8, quantization_method="hqq"), method)
+    values = overrides(config, model="/m", output_dir="/o", device="gpu", known=_Everything(), method=method)
+    assert (values["finetuning_type"], values["quantization_bit"]) == (kind, bits)
+    assert values.get("quantization_method") == ("bnb" if method == "qlora" else None)
+    assert config.method == method
+
+
+@pytest.mark.parametrize("stage", ["sft", "pt", "dpo", "rm", "kto"])
+def test_the_longest_rows_are_longer_than_the_cutoff_in_any_tokenizer(stage: str) -> None:
+    config = config_of(stage=stage, per_device_train_batch_size=3, cutoff_len=100)
+    info, rows = worst_dataset(config, 2)
+    (entry,) = info.values()
+    assert len(rows) == 3 * 2 * WORST_STEPS
+    for column in entry["columns"].values():
+        for row in rows:
+            assert isinstance(row[column], bool) or len(row[column].split()) >= config.cutoff_len
+    assert entry.get("ranking", False) is (stage in ("rm", "dpo"))
+
+
+def test_the_longest_batch_takes_the_configs_batch_and_cutoff() -> None:
+    values = worst_case(CONFIG, model="/m", output_dir="/o", dataset_dir="/d", known=_Everything())
+    assert {"cutoff_len", "per_device_train_batch_size", "learning_rate", "deepspeed"} & values.keys() == set()
+    zero = worst_case(CONFIG, model="/m", output_dir="/o", dataset_dir="/d", known=_Everything(), zero=True)
+    assert zero["deepspeed"] == "examples/deepspeed/ds_z3_config.json"
+
+
+def test_a_learning_rate_that_is_no_number_is_refused() -> None:
+    with pytest.raises(UsageError, match="is no number"):
+        config_of(learning_rate="fast")
+
+
 # ------------------------------------------------------------------ configs
 
 
@@ -179,8 +243,13 @@ def checkout(path: Path, version: str = "0.9.5") -> Path:
     return path
 
 
+def options_of(path: Path, **changes: Any) -> VerifyOptions:
+    options = VerifyOptions("cpu", path, None, None, 1, path / "report", environ={}, caches={})
+    return replace(options, **changes)
+
+
 def test_a_whole_checkout_of_the_images_version_is_ready(tmp_path: Path) -> None:
-    setup, checks = prepare(checkout(tmp_path), None, None, "cpu", "0.9.5")
+    setup, checks = prepare(options_of(checkout(tmp_path)), "0.9.5")
     assert setup is not None
     assert setup.config.template == "qwen3_nothink"
     assert [check.outcome for check in checks] == [Outcome.PASSED]
@@ -189,21 +258,45 @@ def test_a_whole_checkout_of_the_images_version_is_ready(tmp_path: Path) -> None
 def test_a_checkout_without_dataset_info_fails_before_any_container(tmp_path: Path) -> None:
     path = checkout(tmp_path)
     (path / "data/dataset_info.json").unlink()
-    setup, checks = prepare(path, None, None, "cpu", "0.9.5")
+    setup, checks = prepare(options_of(path), "0.9.5")
     assert setup is None
     assert "dataset_info.json" in (checks[-1].cause or "")
 
 
 def test_a_checkout_of_another_version_fails_before_any_container(tmp_path: Path) -> None:
-    setup, checks = prepare(checkout(tmp_path, "0.9.4"), None, None, "cpu", "0.9.5")
+    setup, checks = prepare(options_of(checkout(tmp_path, "0.9.4")), "0.9.5")
     assert setup is None
     assert "is LLaMA-Factory 0.9.4, not 0.9.5" in (checks[-1].cause or "")
 
 
 def test_a_directory_without_a_model_fails(tmp_path: Path) -> None:
-    setup, checks = prepare(checkout(tmp_path), None, tmp_path, "cpu", "0.9.5")
+    setup, checks = prepare(options_of(checkout(tmp_path), model=tmp_path), "0.9.5")
     assert setup is None
     assert "has no config.json" in checks[-1].message
+
+
+def test_a_method_takes_the_place_of_the_configs(tmp_path: Path) -> None:
+    setup, _ = prepare(options_of(checkout(tmp_path), method="full"), "0.9.5")
+    assert setup is not None
+    assert (setup.config.method, setup.config.lora, setup.method) == ("full", False, "full")
+
+
+def test_a_cache_that_cannot_be_written_is_said_before_any_container(tmp_path: Path) -> None:
+    caches = {"HF_HOME": "/proc/sys/kernel/none", "TRITON_CACHE_DIR": str(tmp_path / "not/yet")}
+    setup, checks = prepare(options_of(checkout(tmp_path), caches=caches), "0.9.5")
+    assert setup is None
+    assert checks[-1].name == "caches are writable"
+    assert "HF_HOME=/proc/sys/kernel/none" in checks[-1].message
+    assert "TRITON_CACHE_DIR" not in checks[-1].message + (checks[-1].fix or "")
+
+
+def test_caches_that_can_be_written_are_named_and_left_empty(tmp_path: Path) -> None:
+    cache = tmp_path / "hf"
+    cache.mkdir()
+    setup, checks = prepare(options_of(checkout(tmp_path / "co"), caches={"HF_HOME": str(cache)}), "0.9.5")
+    assert setup is not None
+    assert [check.outcome for check in checks] == [Outcome.PASSED] * 2
+    assert list(cache.iterdir()) == []
 
 
 # ------------------------------------------------------------------ outputs
@@ -247,8 +340,34 @@ def write_run(directory: Path, *, start: int = 1, config: TrainConfig = CONFIG, 
 
 def test_a_good_run_passes(tmp_path: Path) -> None:
     found = read_outputs(write_run(tmp_path))
-    checks = [judge_files(found, CONFIG), judge_steps(found), judge_losses(found)]
-    assert [check.outcome for check in checks] == [Outcome.PASSED] * 3
+    checks = [judge_files(found, CONFIG), judge_steps(found), judge_losses(found), judge_learning(found, made=True)]
+    assert [check.outcome for check in checks] == [Outcome.PASSED] * 4
+
+
+def test_a_model_that_does_not_learn_fails_and_a_real_one_warns(tmp_path: Path) -> None:
+    found = read_outputs(write_run(tmp_path))
+    flat = replace(found, log=tuple(replace(row, loss=7.0) for row in found.log))
+    assert judge_learning(flat, made=True).outcome is Outcome.FAILED
+    assert judge_learning(flat, made=False).outcome is Outcome.WARNED
+
+
+def test_tokens_a_second_are_read_from_the_last_row_that_counts_them(tmp_path: Path) -> None:
+    rows = [{"current_steps": 1, "loss": 7.0, "throughput": 100.5, "total_tokens": 400}, {"current_steps": 1}]
+    (tmp_path / "trainer_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_outputs(tmp_path)
+    assert (found.tokens, found.tokens_per_second) == (400, 100.5)
+
+
+def longest(step: int | None, tokens: int | None) -> RunOutputs:
+    return RunOutputs((), (), (), step, 7.0, None, None, tokens, None)
+
+
+def test_the_longest_batch_must_be_as_long_as_the_config_says() -> None:
+    config = config_of(per_device_train_batch_size=4, cutoff_len=2048)
+    whole = 4 * 2 * 2048 * WORST_STEPS
+    assert judge_longest(longest(WORST_STEPS, whole), config, 2, 31.5, made=False).message.endswith("31.5 GB")
+    assert judge_longest(longest(WORST_STEPS, whole // 2), config, 2, 1.0, made=False).outcome is Outcome.FAILED
+    assert judge_longest(longest(1, whole), config, 2, 1.0, made=True).outcome is Outcome.FAILED
 
 
 @pytest.mark.parametrize("name", [group[0] for group in expected_files(CONFIG)])
@@ -382,19 +501,69 @@ LOG = (
 )
 
 
+def used(*grown: float) -> GpuUse:
+    use = GpuUse(utilisation=[5, 40])
+    use.begin(dict.fromkeys(range(len(grown)), 1.0))
+    use.add([GpuSample(0.5, index, 1.0 + amount, 40) for index, amount in enumerate(grown)], kept=True)
+    return use
+
+
 @pytest.mark.parametrize(
-    ("device", "wanted", "grown", "outcome"),
+    ("device", "gpus", "grown", "outcome"),
     [
-        ("cpu", "cpu", 0.0, Outcome.PASSED),
-        ("cuda:0", "gpu", 1.2, Outcome.PASSED),
-        ("cpu", "gpu", 0.0, Outcome.FAILED),
-        ("cuda:0", "gpu", 0.0, Outcome.FAILED),
+        ("cpu", (), 0.0, Outcome.PASSED),
+        ("cuda:0", (0,), 1.2, Outcome.PASSED),
+        ("cpu", (0,), 0.0, Outcome.FAILED),
+        ("cuda:0", (0,), 0.0, Outcome.FAILED),
     ],
 )
-def test_the_work_must_be_done_where_it_was_asked_for(device: str, wanted: str, grown: float, outcome: Outcome) -> None:
-    use = GpuUse(start_memory_gb=1.0, peak_memory_gb=1.0 + grown, utilisation=[5, 40])
-    assert judge_device(device_in_log(LOG.format(device)), wanted, use).outcome is outcome
+def test_the_work_must_be_done_where_it_was_asked_for(
+    device: str, gpus: tuple[int, ...], grown: float, outcome: Outcome
+) -> None:
+    assert judge_devices(devices_in_log(LOG.format(device)), gpus, used(grown)).outcome is outcome
+
+
+TWO = LOG.format("cuda:0") + "\n" + LOG.format("cuda:1").replace("rank: 0", "rank: 1")
+
+
+@pytest.mark.parametrize(
+    ("log", "grown", "outcome", "said"),
+    [
+        (TWO, (1.2, 1.1), Outcome.PASSED, "rank 0: cuda:0, rank 1: cuda:1; 1.2, 1.1 GB more"),
+        (TWO, (1.2, 0.0), Outcome.FAILED, "1.2, 0.0 GB more"),
+        (TWO.replace("cuda:1", "cuda:0"), (1.2, 1.1), Outcome.FAILED, "rank 1: cuda:0"),
+        (LOG.format("cuda:0"), (1.2, 1.1), Outcome.FAILED, "cuda:0"),
+    ],
+    ids=["both", "one idle", "both on one", "one rank"],
+)
+def test_each_rank_needs_a_gpu_of_its_own(log: str, grown: tuple[float, ...], outcome: Outcome, said: str) -> None:
+    check = judge_devices(devices_in_log(log), (0, 1), used(*grown))
+    assert check.outcome is outcome
+    assert said in check.message
+
+
+def test_zero_must_do_its_steps_on_every_rank() -> None:
+    done = longest(WORST_STEPS, None)
+    assert judge_zero(done, TWO, 2).outcome is Outcome.PASSED
+    assert judge_zero(done, LOG.format("cuda:0"), 2).outcome is Outcome.FAILED
+    assert judge_zero(longest(1, None), TWO, 2).outcome is Outcome.FAILED
 
 
 def test_a_log_without_a_device_fails() -> None:
-    assert judge_device(device_in_log("nothing"), "cpu", GpuUse()).outcome is Outcome.FAILED
+    assert judge_devices(devices_in_log("nothing"), (), GpuUse()).outcome is Outcome.FAILED
+
+
+@pytest.mark.parametrize(
+    ("changes", "package"),
+    [
+        ({"flash_attn": "fa2"}, "flash-attn"),
+        ({"quantization_bit": 4}, "bitsandbytes"),
+        ({"deepspeed": "examples/deepspeed/ds_z3_config.json"}, "deepspeed"),
+    ],
+)
+def test_a_package_that_the_config_needs_is_missed(changes: dict[str, Any], package: str) -> None:
+    config = config_of(**changes)
+    (check,) = judge_packages_wanted(config, frozenset({"torch"}))
+    assert check.outcome is Outcome.FAILED
+    assert package in check.message
+    assert judge_packages_wanted(config, frozenset({"torch", package})) == ()

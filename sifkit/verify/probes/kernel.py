@@ -14,6 +14,7 @@ def main(answer_path):
     """Ask, and write the answer."""
     answer = {}
     tries = {
+        "start": _start,
         "matmul_bfloat16": lambda: _matmul("bfloat16"),
         "matmul_float32": lambda: _matmul("float32"),
         "triton": _triton_add,
@@ -28,22 +29,40 @@ def main(answer_path):
 
 
 def _tried(attempt):
-    started, error, relative, skipped = time.monotonic(), None, None, None
+    """What an attempt answers (a dict), or why it did not; and the time it took."""
+    started, error, found, skipped = time.monotonic(), None, {}, None
     try:
-        relative = attempt()
+        found = attempt()
     except NotHereError as reason:
         skipped = str(reason)
     except Exception:
         error = traceback.format_exc()
-    return {"relative_error": relative, "error": error, "skipped": skipped, "seconds": time.monotonic() - started}
+    seconds = time.monotonic() - started
+    return {"relative_error": None, "error": error, "skipped": skipped, "seconds": seconds, **found}
 
 
 class NotHereError(Exception):
     """This GPU or image does not have what is to be tried."""
 
 
-def _relative_error(found, reference):
-    return float((found.double() - reference).norm() / reference.norm())
+def _start():
+    """Import torch, and start CUDA: the first memory on the GPU makes its context."""
+    started = time.monotonic()
+    import torch
+
+    imported = time.monotonic()
+    torch.zeros(1, device="cuda")
+    torch.cuda.synchronize()
+    return {"import_seconds": imported - started, "cuda_seconds": time.monotonic() - imported}
+
+
+def _compared(found, reference):
+    """Relative error in the Frobenius norm."""
+    return {"relative_error": float((found.double() - reference).norm() / reference.norm())}
+
+
+SIZES = ((4096, 4096, 4096), (1000, 333, 777))  # one that fills the GPU, one that no tile divides
+LARGE = 8192
 
 
 def _matmul(dtype_name):
@@ -52,10 +71,50 @@ def _matmul(dtype_name):
     if dtype_name == "bfloat16" and torch.cuda.get_device_capability() < (8, 0):
         raise NotHereError("this GPU has no bfloat16 (compute capability below 8.0): use fp16: true")
     torch.manual_seed(0)
-    a, b = (torch.randn(1024, 1024, dtype=torch.float64) for _ in range(2))
     dtype = getattr(torch, dtype_name)
-    found = a.to("cuda", dtype) @ b.to("cuda", dtype)
-    return _relative_error(found.cpu(), a.to(dtype).double() @ b.to(dtype).double())
+    errors = [product_error(rows, inner, columns, dtype, "cuda") for rows, inner, columns in SIZES]
+    fastest = _teraflops(dtype) if dtype_name == "bfloat16" else None
+    # max() lets NaN through only where it stands first; all of them must be seen
+    worst = next((error for error in errors if error != error), max(errors))
+    return {"relative_error": worst, "size": SIZES[0][0], "teraflops": fastest, "teraflops_size": LARGE}
+
+
+def product_error(rows, inner, columns, dtype, device):
+    """The relative error of `device`'s product of two random matrices."""
+    import torch
+
+    a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
+    return error_of(a, b, (a.to(device) @ b.to(device)).cpu())
+
+
+def error_of(a, b, product):
+    """The relative error of `product` against A B in float64 on the CPU, without computing A B.
+
+    Both are multiplied by 8 random vectors (Freivalds' check): C v against A (B v). Every element of C takes
+    part, and for normal v the mean of |E v|² is the error's Frobenius norm squared.
+    """
+    import torch
+
+    vectors = torch.randn(b.shape[1], 8, dtype=torch.float64)
+    return _compared(product.double() @ vectors, a.double() @ (b.double() @ vectors))["relative_error"]
+
+
+def _teraflops(dtype):
+    """2 n³ operations a product; the fastest of 3 timings of 5 products each, after one to warm up."""
+    import torch
+
+    a, b = (torch.randn(LARGE, LARGE, device="cuda").to(dtype) for _ in range(2))
+    out = a @ b
+    times = []
+    for _ in range(3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(5):
+            torch.mm(a, b, out=out)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 1000 / 5)
+    return 2 * LARGE**3 / min(times) / 1e12
 
 
 def _triton_add():
@@ -63,7 +122,7 @@ def _triton_add():
     from triton_add_kernel import add
 
     a, b = (torch.randn(100_003, device="cuda") for _ in range(2))
-    return _relative_error(add(a, b).cpu(), a.cpu().double() + b.cpu().double())
+    return _compared(add(a, b).cpu(), a.cpu().double() + b.cpu().double())
 
 
 def _compiled_block():
@@ -76,7 +135,7 @@ def _compiled_block():
     x = torch.randn(32, 64)
     reference = block.double()(x.double()).detach()
     block = block.float().cuda()
-    return _relative_error(torch.compile(block)(x.cuda()).detach().cpu(), reference)
+    return _compared(torch.compile(block)(x.cuda()).detach().cpu(), reference)
 
 
 def _attention():
@@ -93,7 +152,7 @@ def _attention():
         functional.scaled_dot_product_attention(*inputs, is_causal=True).square().sum().backward()
         return torch.cat([tensor.grad.flatten().double().cpu() for tensor in inputs])
 
-    return _relative_error(gradient("cuda", dtype), gradient("cpu", torch.float64))
+    return _compared(gradient("cuda", dtype), gradient("cpu", torch.float64))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@
 With an empty TEMPLATE no model is made.
 
 Two layers of width 64, and a BPE tokenizer trained on the corpus whose special tokens are the template's.
-The answer also lists the arguments that this LLaMA-Factory knows.
+The answer also lists the arguments that this LLaMA-Factory knows, and the packages of the image.
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import re
 import sys
@@ -29,7 +30,7 @@ BOS, EOS = "<s>", "<|endoftext|>"
 
 def main(answer_path, template_name, corpus, model_dir):
     """Ask, and write the answer."""
-    answer = {"arguments": _known_arguments(), "versions": _versions()}
+    answer = {"arguments": _known_arguments(), "packages": _packages()}
     from llamafactory.data.template import TEMPLATES
 
     if not template_name:
@@ -58,11 +59,10 @@ def _known_arguments():
     return sorted({field.name for kind in parser._TRAIN_ARGS for field in dataclasses.fields(kind)})
 
 
-def _versions():
-    from importlib.metadata import version
-
-    names = ("torch", "transformers", "llamafactory", "peft", "trl", "accelerate", "datasets", "tokenizers")
-    return {name: version(name) for name in names}
+def _packages():
+    """Installed distributions, by their normalised names (PEP 503)."""
+    names = {distribution.metadata["Name"] or "" for distribution in importlib.metadata.distributions()}
+    return sorted({re.sub(r"[-_.]+", "-", name).lower() for name in names})
 
 
 def _special_tokens(template):
