@@ -2,7 +2,8 @@
 
 `render` gives one definition that builds anywhere with plain `apptainer build` in the project's root.
 sifkit builds the same in two steps, so that the operating system is made once and used by many images:
-`render_base` (bootstrap and Debian packages) and `render_on_base` (the rest, on the finished base).
+`render_base` (bootstrap and Debian packages) and `render_on_base` (the rest, on the finished base). Only an image made
+of an environment of the build host is built in one: no text says what that holds, so no base could be kept for it.
 """
 
 from __future__ import annotations
@@ -102,8 +103,18 @@ def _comment(image: Image) -> str:
     return (
         f"# {image.name}: {_summary(image.spec)}\n"
         f"# Written by sifkit from definitions/{image.name}.yaml and its lock. Plain Apptainer builds it too,\n"
-        "# in the directory that holds definitions/:\n"
-        f"#     apptainer build {image.name}.sif {image.name}.def\n"
+        "# in the directory that holds definitions/:\n" + _plain_build(image)
+    )
+
+
+def _plain_build(image: Image) -> str:
+    files = f"{image.name}.sif {image.name}.def"
+    if image.resolution.environment is None:
+        return f"#     apptainer build {files}\n"
+    return (
+        "#     APPTAINERENV_PIP_NO_INDEX=1 APPTAINERENV_PIP_FIND_LINKS=/mnt \\\n"
+        f"#         apptainer build --bind WHEELS:/mnt:ro {files}\n"
+        f"# with a directory of wheels, on a host that has {image.resolution.environment} as the lock knows it.\n"
     )
 
 
@@ -129,10 +140,15 @@ chmod 1777 tmp var/tmp
 for path in {" ".join(quote(path) for path in source.copy_)}; do
     [ ! -e "$path" ] || cp -a --parents "$path" .
 done
-for link in bin lib lib64 sbin; do
+{_copy_environment(source)}for link in bin lib lib64 sbin; do
     [ -e "$link" ] || ln -s "usr/$link" "$link"
 done"""
     return _section("setup", tree, mount_point)
+
+
+def _copy_environment(source: Scratch) -> str:
+    """Like the rest, but it must be there."""
+    return f"cp -a --parents {quote(source.environment)} .\n" if source.environment else ""
 
 
 def _files(image: Image) -> str:
@@ -157,7 +173,8 @@ def _post(image: Image, *, system: bool, python: bool) -> str:
     paragraphs = [_SITE]
     if system:
         paragraphs += [_system(image)] if has_apt else ["# Triton asks ldconfig where libcuda is.\n/usr/sbin/ldconfig"]
-    paragraphs += [_python(image)] if python else []
+    install = _python if image.resolution.environment is None else _python_in_environment
+    paragraphs += [install(image)] if python else []
     return _section("post", *paragraphs)
 
 
@@ -189,6 +206,23 @@ grep -A1 '^uv==' {IMAGE_DIR}/requirements.lock > {VENV}/uv.lock
 {_toolkit(image)}# A plain build filled these caches itself; under sifkit they are the host's, and stay.
 [ -e {HOST_DIR}/site.sh ] || rm -rf {HOST_DIR}/pip {HOST_DIR}/uv
 rm -rf {VENV}/uv.lock /root/.cache"""
+
+
+def _python_in_environment(image: Image) -> str:
+    environment, version = image.resolution.environment, image.spec.python
+    assert environment is not None
+    link = f"ln -s {quote(environment)} {VENV}\n" if environment.rstrip("/") != VENV else ""
+    return f"""\
+# What the host's environment lacks, by its own pip, each file checked against its hash. Everything is compiled
+# here, on all cores, since imports without bytecode are slow; files that are not for this Python stay as they are.
+export PIP_CACHE_DIR={HOST_DIR}/pip
+{link}{VENV}/bin/python -I -m pip install --quiet --disable-pip-version-check --root-user-action ignore \\
+    --require-hashes --no-deps --no-compile -r {IMAGE_DIR}/requirements.lock
+{VENV}/bin/python -I -m compileall -qq -j 0 {VENV}/lib/python{version}/site-packages || echo "some files do not compile"
+
+{_toolkit(image)}# A plain build filled this cache itself; under sifkit it is the host's, and stays.
+[ -e {HOST_DIR}/site.sh ] || rm -rf {HOST_DIR}/pip
+rm -rf /root/.cache"""
 
 
 def _toolkit(image: Image) -> str:

@@ -21,11 +21,12 @@ from sifkit.compat.check import check
 from sifkit.compat.findings import Finding, Target
 from sifkit.compat.gate import require_fit, say
 from sifkit.compat.tables import Tables, load_tables
-from sifkit.deffile import HOST_DIR, labels, render_base, render_on_base
+from sifkit.deffile import HOST_DIR, labels, render, render_base, render_on_base
+from sifkit.environment import read_environment, require_unchanged, require_usable
 from sifkit.errors import CommandFailed
-from sifkit.host import Room, check_cache_room, check_images_room, choose_tmpdir, host_bases
+from sifkit.host import Room, check_cache_room, check_images_room, choose_tmpdir, host_bases, tree_bytes
 from sifkit.lock import current_lock
-from sifkit.model import Image, ImageSpec, Lock, Site, digest_of
+from sifkit.model import Image, ImageSpec, Lock, Scratch, Site, digest_of
 from sifkit.plan import Recipe, reasons_to_build, recipe_of
 from sifkit.progress import Progress
 from sifkit.resolve import resolution, resolve_base
@@ -90,7 +91,7 @@ def load_image(name: str, tools: Tools) -> Image:
     spec = load_spec(tools.project, name)
     path = tools.project.lock_path(name)
     base = resolve_base(spec, tools.site, host_bases(tools.runner))
-    wanted = resolution(spec, tools.tables)
+    wanted = resolution(spec, tools.tables, tools.site)
     return Image(spec, wanted, current_lock(wanted, path), path.relative_to(tools.project.root).as_posix(), base)
 
 
@@ -123,12 +124,24 @@ def build_all(names: Sequence[str], tools: Tools, *, force: bool = False, checke
     for step in steps:
         if not step.reasons:
             tools.progress.note(f"{step.image.name}: up to date ({tools.store.sif(step.image.name)})")
+    for step in steps:
+        if step.reasons:
+            require_environment(step.image, tools)
     if any(step.reasons for step in steps):
         apptainer = Apptainer.find(tools.runner)
         for step in steps:
             if step.reasons:
                 build(step, tools, apptainer, force=force)
     return steps
+
+
+def require_environment(image: Image, tools: Tools) -> None:
+    """An environment of this host that the image starts from is the one that was locked. Raises with the fix."""
+    base = image.base.source
+    if isinstance(base, Scratch) and base.environment:
+        found = read_environment(base, tools.runner)
+        require_usable(image.spec, found)
+        require_unchanged(image.lock, found, tools.project.lock_path(image.name))
 
 
 def build(step: Step, tools: Tools, apptainer: Apptainer, *, force: bool = False) -> None:
@@ -140,10 +153,11 @@ def build(step: Step, tools: Tools, apptainer: Apptainer, *, force: bool = False
             tools.progress.note(f"{name}: the other build made it")
             return
         tools.progress.note(f"{name}: building, because {' and '.join(step.reasons)}")
-        room = Room.for_lock(step.image.lock)
+        room = room_of(step.image)
         tmpdir = choose_tmpdir(tools.site, tools.environ, room, tools.cache)
         check_images_room(store.directory, tmpdir, room)
-        check_cache_room(tools.cache, room)
+        if step.image.resolution.environment is None:  # what pip installs is small, and nothing else is kept
+            check_cache_room(tools.cache, room)
         workshop = Workshop(tools, apptainer, tmpdir, fresh_log(tools.project, name))
         store.remove_partials(name)
         try:
@@ -152,6 +166,14 @@ def build(step: Step, tools: Tools, apptainer: Apptainer, *, force: bool = False
             raise _with_cause(error, workshop.log) from None
         finally:
             store.partial(name).unlink(missing_ok=True)
+
+
+def room_of(image: Image) -> Room:
+    """Estimated from the lock, and measured where directories of this host are copied."""
+    base = image.base.source
+    if isinstance(base, Scratch) and base.environment:
+        return Room.for_host_tree(tree_bytes((*base.copy_, base.environment)), image.lock)
+    return Room.for_lock(image.lock)
 
 
 def publish(step: Step, workshop: Workshop, timings: Timings) -> None:
@@ -195,14 +217,19 @@ class Workshop:
     def assemble(self, image: Image) -> Timings:
         """Base, image, test; the result stands under the partial name."""
         timings = Timings()
-        base = self.base(image, timings)
-        definition = render_on_base(image, str(base), sifkit_version=__version__)
+        definition = self.definition(image, timings)
         partial = self.tools.store.partial(image.name)
         with timings.phase("build", self.tools.progress, f"build {image.name}"):
             self.apptainer_build(definition, partial)
         with timings.phase("test", self.tools.progress, "run the image's own test"):
             self._run(self.apptainer.test_command(partial))
         return timings
+
+    def definition(self, image: Image, timings: Timings) -> str:
+        """The second step, on a base that is made if need be; all in one where no base can be kept."""
+        if image.resolution.environment is not None:
+            return render(image, sifkit_version=__version__)
+        return render_on_base(image, str(self.base(image, timings)), sifkit_version=__version__)
 
     def base(self, image: Image, timings: Timings) -> Path:
         """The operating system with the Debian packages, made once for all images that ask for the same."""

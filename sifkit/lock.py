@@ -1,14 +1,15 @@
 """Locks: every package of an image with version, file and hash, resolved by uv for the image, not for this host.
 
 A lock is a requirements file in pip's own format, so that anything can install from it. One file for each
-package: the wheel that the image's Python and platform will use, named in a comment with its size in bytes.
+package: the wheel that the image's Python and platform will use, named in a comment with its size in bytes. What the
+base's environment brings stands in comments of its own: `inherit` writes such locks.
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from sifkit.errors import CommandFailed, UsageError
-from sifkit.model import ImageSpec, Lock, LockedPackage, Resolution, Site
+from sifkit.model import ImageSpec, Inherited, Lock, LockedPackage, Resolution, Site
 from sifkit.run import Command, Runner
 
 _PACKAGE = re.compile(
@@ -25,9 +26,10 @@ _PACKAGE = re.compile(
     r"    --hash=sha256:(?P<sha256>[0-9a-f]{64})  # (?P<file>\S+) (?P<size>[0-9]{1,15})$",
     re.MULTILINE,
 )
+_INHERITED = re.compile(r"^# inherited: (?P<name>\S+)==(?P<version>\S+)$", re.MULTILINE)
 _HEAD_LINES = 3
 CONSTRAINTS = "constraints.txt"  # beside the requirements, for the time of a resolution
-_COUNT = re.compile(r"^# \S+: ([0-9]{1,6}) packages,")
+_COUNT = re.compile(r"^# \S+: (?P<packages>[0-9]{1,6}) packages,(?:[^\n]* (?P<inherited>[0-9]{1,6}) inherited;)?")
 _INPUTS = re.compile(r"^# inputs: ([0-9a-f]{64})$", re.MULTILINE)
 
 State = Literal["current", "stale", "missing", "damaged"]
@@ -39,19 +41,21 @@ def parse_lock(text: str, file: str) -> Lock:
     packages = tuple(
         LockedPackage(m["name"], m["version"], m["file"], int(m["size"]), m["sha256"]) for m in _PACKAGE.finditer(text)
     )
+    inherited = tuple(Inherited(m["name"], m["version"]) for m in _INHERITED.finditer(text))
     count, body = _COUNT.search(text), "".join(f"{line}\n" for line in text.split("\n")[_HEAD_LINES:-1])
-    whole = count is not None and int(count[1]) == len(packages) and body == _entries(packages)
-    if inputs is None or not packages or not whole:
+    counts = (int(count["packages"]), int(count["inherited"] or 0)) if count else None
+    whole = counts == (len(packages), len(inherited)) and body == _entries(packages, inherited)
+    if inputs is None or not (packages or inherited) or not whole:
         raise UsageError(
             f"{file}: not a lock as sifkit wrote it (edited, cut, or merged)",
             f"write it again: sifkit lock {Path(file).stem}",
         )
-    return Lock(text, inputs[1], packages)
+    return Lock(text, inputs[1], packages, inherited)
 
 
-def _entries(packages: Iterable[LockedPackage]) -> str:
+def _entries(packages: Iterable[LockedPackage], inherited: Iterable[Inherited]) -> str:
     """The lines of the packages, which must be all that a lock holds."""
-    return "".join(
+    return "".join(f"# inherited: {package.name}=={package.version}\n" for package in inherited) + "".join(
         f"{package.name}=={package.version} \\\n    --hash=sha256:{package.sha256}  # {package.file} {package.size}\n"
         for package in packages
     )
@@ -168,16 +172,25 @@ def _rank(filename: str, order: dict[Tag, int]) -> int:
     return min((order[tag] for tag in tags if tag in order), default=len(order))
 
 
-def render_lock(spec: ImageSpec, wanted: Resolution, packages: list[LockedPackage]) -> str:
+def render_lock(
+    spec: ImageSpec, wanted: Resolution, packages: list[LockedPackage], inherited: Sequence[Inherited] = ()
+) -> str:
     """The text of a lock."""
-    gigabytes = sum(package.size for package in packages) / 1e9
+    amount = _amount(sum(package.size for package in packages)) + (
+        f" to install, {len(inherited)} inherited" if inherited else " to download"
+    )
+    if not all(package.size for package in packages):  # pip's report gives no sizes, and not every index does
+        amount = f"at least {amount}"
     head = [
-        f"# {spec.name}: {len(packages)} packages, {gigabytes:.1f} GB to download; "
-        f"Python {wanted.python}, {wanted.platform}",
+        f"# {spec.name}: {len(packages)} packages, {amount}; Python {wanted.python}, {wanted.platform}",
         "# Written by `sifkit lock` from the spec beside it; do not edit. A requirements file: pip and uv read it.",
         f"# inputs: {wanted.digest()}",
     ]
-    return "\n".join(head) + "\n" + _entries(packages)
+    return "\n".join(head) + "\n" + _entries(packages, inherited)
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 5e7 or not size else f"{size / 1e6:.1f} MB"
 
 
 def refusal(spec: ImageSpec, said: str, returncode: int) -> UsageError | CommandFailed:

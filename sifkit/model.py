@@ -99,6 +99,12 @@ class Scratch(Strict):
         alias="copy",
         description="files and directories of the host, copied to the same place; absent ones are left out",
     )
+    environment: AbsolutePath | None = Field(
+        None,
+        description="a Python environment of the build host, copied to the same place; its packages are kept, "
+        "only what is missing is installed",
+        examples=["/opt/torch/.venv"],
+    )
 
 
 Base = Annotated[
@@ -280,20 +286,34 @@ class LockedPackage:
 
 
 @dataclass(frozen=True)
+class Inherited:
+    """A package that the base's environment brings: nothing is fetched, so there is no file and no hash."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True)
 class Lock:
     """A spec resolved: every package, hashed. `text` is the file, a requirements file that pip reads too."""
 
     text: str
     inputs_digest: str  # of what it was resolved from: see lock.inputs_digest
     packages: tuple[LockedPackage, ...]
+    inherited: tuple[Inherited, ...] = ()
 
     def digest(self) -> str:
         """Identity of the file, byte for byte."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
+    def versions(self) -> dict[str, str]:
+        """Everything that the image holds, installed or inherited: version by normalised name."""
+        inherited = {package.name: package.version for package in self.inherited}
+        return inherited | {package.name: package.version for package in self.packages}
+
     def version_of(self, name: str) -> str | None:
-        """The pinned version of a package, by its normalised name."""
-        return next((package.version for package in self.packages if package.name == name), None)
+        """The version of a package in the image, by its normalised name."""
+        return self.versions().get(name)
 
     def download_bytes(self) -> int:
         """What a build with an empty cache downloads."""
@@ -312,11 +332,12 @@ class Resolution:
     constraints: tuple[str, ...] = ()  # which releases to keep clear of, where a package is needed at all
     apt: tuple[str, ...] = ()  # Debian packages that extras need
     toolkit: str | None = None  # nvidia/cu13: where wheels put nvcc below site-packages, if an extra compiles with it
+    environment: str | None = None  # of the build host, in which only what is missing is installed
 
     def digest(self) -> str:
         """Identity of what a lock depends on; a lock carries it, so that a stale one is known without a resolver."""
         parts = [self.requirements, self.python, self.platform, self.sdists, self.torch_backend, self.constraints]
-        return digest_of(parts)
+        return digest_of([*parts, self.environment] if self.environment else parts)
 
 
 @dataclass(frozen=True)

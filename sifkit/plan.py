@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sifkit.deffile import render_on_base
+from sifkit.deffile import render, render_on_base
 from sifkit.model import Image, digest_of
 
 
@@ -29,7 +29,10 @@ class Built:
 
 def recipe_of(image: Image) -> Recipe:
     """What an image of this spec, lock and base would be."""
-    text = render_on_base(image, "BASE", sifkit_version="VERSION")
+    one_step = image.resolution.environment is not None
+    text = (
+        render(image, sifkit_version="VERSION") if one_step else render_on_base(image, "BASE", sifkit_version="VERSION")
+    )
     return Recipe(image.spec.digest(), image.lock.digest(), image.base.identity, digest_of(text))
 
 

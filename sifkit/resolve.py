@@ -15,10 +15,11 @@ from sifkit.compat.findings import Question, Target
 from sifkit.compat.pairs import constraints
 from sifkit.compat.tables import Tables, TorchBuild
 from sifkit.errors import UsageError
-from sifkit.model import Base, Debootstrap, DockerBase, ImageBase, ImageSpec, Resolution, Site, digest_of
+from sifkit.model import Base, Debootstrap, DockerBase, ImageBase, ImageSpec, Resolution, Scratch, Site, digest_of
 from sifkit.tables import Extra, KnownBase, known_bases, known_extras, known_sdists
 
 OLDEST_GLIBC = "2.28"  # of bases that we do not know: what torch's own wheels ask for since 2.6
+MOUNTED_OVER = ("/dev", "/home", "/proc", "/root", "/sys", "/tmp", "/var/tmp")  # by Apptainer's own defaults
 NEWEST_MANYLINUX = (2, 40)  # the newest platform that uv names
 
 
@@ -31,37 +32,86 @@ class HostBases:
     mirrors: Mapping[str, str] = field(default_factory=dict)  # apt suite → mirror
 
 
-def resolution(spec: ImageSpec, tables: Tables) -> Resolution:
+def resolution(spec: ImageSpec, tables: Tables, site: Site) -> Resolution:
     """A torch that no row knows is left to the index. Raises `UsageError` for an extra or Python that is not known."""
     check_python(spec)
-    extras = [extra_named(name) for name in spec.extras]
-    build, default = tables.build(spec.torch.version, spec.torch.cuda), tables.default_build(spec.torch.version)
-    own_sdists = [name for extra in extras for name in extra.sdists]
-    toolkit = _toolkit(spec, build) if any(extra.nvcc for extra in extras) else None
-    packages = (
-        *_torch_set(spec, build or default),
-        f"llamafactory=={spec.llamafactory.version}",
-        *(requirement for name in spec.extras for requirement in _requirements(name, spec, tables)),
-        *((build.nvcc,) if toolkit and build and build.nvcc else ()),
-        *spec.packages,
-        "setuptools",  # builds the few packages without wheels, pinned like everything else
-        "uv",  # installs the lock; stays in the image for users' overlays
-    )
+    base = environment_base(spec, site)
+    if base and base.environment:
+        return _in_environment(spec, tables, base.environment)
     return Resolution(
-        requirements=packages,
+        requirements=(
+            *_requirements_of(spec, tables),
+            "setuptools",  # builds the few packages without wheels, pinned like everything else
+            "uv",  # installs the lock; stays in the image for users' overlays
+        ),
         python=spec.python,
         platform=platform_of(spec),
-        sdists=tuple(sorted({*(row.name for row in known_sdists()), *own_sdists, *spec.sdists})),
-        torch_backend=_backend(spec, default),
-        toolkit=toolkit,
-        apt=tuple(sorted({package for extra in extras for package in extra.apt})),
+        sdists=_sdists(spec),
+        torch_backend=_backend(spec, tables.default_build(spec.torch.version)),
+        toolkit=_toolkit(spec, tables),
+        apt=tuple(sorted({package for name in spec.extras for package in extra_named(name).apt})),
         constraints=constraints(Question(spec, Target(), tables)),
     )
 
 
-def _toolkit(spec: ImageSpec, build: TorchBuild | None) -> str | None:
-    """Where NVIDIA's wheels put nvcc; None where no wheel brings it, and the base has to."""
-    return f"nvidia/cu{spec.torch.cuda.partition('.')[0]}" if build and build.nvcc else None
+def _in_environment(spec: ImageSpec, tables: Tables, environment: str) -> Resolution:
+    """The environment's own pip installs, from wheels alone: a build from source needs more than is there."""
+    mounted = mounted_over(environment)
+    if mounted:
+        message = f"the host's {mounted} is mounted over the image's when it runs, with the environment {environment}"
+        fix = "have the environment at another place, /opt or /srv: it is copied to the same place in the image"
+        raise UsageError(f"definitions/{spec.name}.yaml: {message}", fix)
+    if spec.sdists:
+        wheels = " ".join(spec.sdists)
+        message = (
+            f"definitions/{spec.name}.yaml: sdists: in an environment that is already there only wheels are installed"
+        )
+        raise UsageError(message, f"leave sdists out, and put wheels into the wheelhouse: pip wheel {wheels}")
+    return Resolution(
+        requirements=_requirements_of(spec, tables),
+        python=spec.python,
+        platform=f"as {environment}",
+        sdists=(),
+        torch_backend=None,
+        toolkit=_toolkit(spec, tables),
+        constraints=constraints(Question(spec, Target(), tables)),
+        environment=environment,
+    )
+
+
+def mounted_over(path: str) -> str | None:
+    """The directory of the host that Apptainer puts over `path` when an image runs, if it does."""
+    return next((place for place in MOUNTED_OVER if f"{path}/".startswith(f"{place}/")), None)
+
+
+def environment_base(spec: ImageSpec, site: Site) -> Scratch | None:
+    """The image's base, if it has a Python environment of the build host in it."""
+    base = site.bases.get(spec.base) if isinstance(spec.base, str) else spec.base
+    return base if isinstance(base, Scratch) and base.environment else None
+
+
+def _requirements_of(spec: ImageSpec, tables: Tables) -> tuple[str, ...]:
+    """What the spec asks for, as pip writes requirements."""
+    build, default = tables.build(spec.torch.version, spec.torch.cuda), tables.default_build(spec.torch.version)
+    return (
+        *_torch_set(spec, build or default),
+        f"llamafactory=={spec.llamafactory.version}",
+        *(requirement for name in spec.extras for requirement in _requirements(name, spec, tables)),
+        *((build.nvcc,) if build and build.nvcc and _toolkit(spec, tables) else ()),
+        *spec.packages,
+    )
+
+
+def _sdists(spec: ImageSpec) -> tuple[str, ...]:
+    of_extras = [name for extra in spec.extras for name in extra_named(extra).sdists]
+    return tuple(sorted({*(row.name for row in known_sdists()), *of_extras, *spec.sdists}))
+
+
+def _toolkit(spec: ImageSpec, tables: Tables) -> str | None:
+    """Where NVIDIA's wheels put nvcc, if an extra asks for it; None where no wheel brings it, and the base has to."""
+    build = tables.build(spec.torch.version, spec.torch.cuda)
+    asked = any(extra_named(name).nvcc for name in spec.extras)
+    return f"nvidia/cu{spec.torch.cuda.partition('.')[0]}" if asked and build and build.nvcc else None
 
 
 def _torch_set(spec: ImageSpec, build: TorchBuild | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sifkit.compat.tables import load_tables
-from sifkit.model import Image, ImageSpec, Lock, Resolution, Site
+from sifkit.model import Image, ImageSpec, Inherited, Lock, LockedPackage, Resolution, Site
 from sifkit.resolve import HostBases, resolution, resolve_base
 from sifkit.run import Runner
 
@@ -45,7 +45,16 @@ def make_spec(**changes: object) -> ImageSpec:
 
 def wanted(spec: ImageSpec | None = None, **changes: object) -> Resolution:
     """What a lock of this spec is resolved from."""
-    return resolution(spec or make_spec(**changes), TABLES)
+    return resolution(spec or make_spec(**changes), TABLES, Site())
+
+
+def make_environment_spec(
+    environment: str = "/opt/torch/.venv", copy: tuple[str, ...] = (), **changes: object
+) -> ImageSpec:
+    """A valid spec of an image made of a host's environment, with some keys changed."""
+    base = {"bootstrap": "scratch", "environment": environment, **({"copy": copy} if copy else {})}
+    values: dict[str, object] = {"name": "node", "base": base, "python": "3.12", "apt": ()}
+    return make_spec(**{**values, "torch": {"version": "2.11.0", "cuda": "13.0"}, **changes})
 
 
 def lock_text(spec: ImageSpec, *packages: str) -> str:
@@ -69,6 +78,17 @@ def make_image(spec: ImageSpec | None = None, site: Site | None = None, host: Ho
     text = lock_text(spec, "torch==2.9.1", "transformers==5.6.0", "uv==0.13.9")
     lock: Lock = parse_lock(text, "example.lock")
     return Image(spec, wanted(spec), lock, f"definitions/{spec.name}.lock", resolve_base(spec, site or Site(), host))
+
+
+def make_environment_image(spec: ImageSpec | None = None) -> Image:
+    """An image made of a host's environment, with a small lock."""
+    from sifkit.lock import parse_lock, render_lock
+
+    spec = spec or make_environment_spec()
+    wheel = LockedPackage("llamafactory", "0.9.5", "llamafactory-0.9.5-py3-none-any.whl", 482716, "0" * 64)
+    inherited = (Inherited("torch", "2.11.0+cu130"), Inherited("transformers", "5.6.0"))
+    lock = parse_lock(render_lock(spec, wanted(spec), [wheel], inherited), "node.lock")
+    return Image(spec, wanted(spec), lock, "definitions/node.lock", resolve_base(spec, Site(), HOST))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from sifkit.compat.tables import LlamaFactoryRelease, Tables, TorchBuild
 from sifkit.model import ImageSpec, Lock, Site
@@ -97,9 +97,19 @@ class Question:
     @cached_property
     def pinned(self) -> dict[str, Pinned]:
         """Packages of which the version is known: every one in the lock, else those that the spec pins."""
-        if self.lock is not None:
-            return {p.name: Pinned(p.name, p.version, p.file, "the lock") for p in self.lock.packages}
-        return pins_of(self.spec.packages, self.spec.python)
+        if self.lock is None:
+            return pins_of(self.spec.packages, self.spec.python)
+        inherited = (p for p in self.lock.inherited if self._concerns(p.name) and _is_version(p.version))
+        found = {p.name: Pinned(p.name, p.version, "", "the environment") for p in inherited}
+        return {**found, **{p.name: Pinned(p.name, p.version, p.file, "the lock") for p in self.lock.packages}}
+
+    def _concerns(self, name: str) -> bool:
+        """Whether an inherited package is the image's business: what is tied to torch only when it is asked for.
+
+        An environment holds what other work needs; nothing of that may refuse an image that does not use it.
+        """
+        own = {canonicalize_name(Requirement(text).name) for text in self.spec.packages}
+        return name in own or name in self.spec.extras or not (name == "flash-attn" or self.tables.releases(name))
 
     @property
     def torch_words(self) -> str:
@@ -134,6 +144,15 @@ def _version_of_wheel(file: str) -> str | None:
         return str(parse_wheel_filename(file)[1])
     except InvalidWheelFilename:
         return None
+
+
+def _is_version(text: str) -> bool:
+    """Distributions' own packages have versions that pip knows nothing of, and that nothing asks for."""
+    try:
+        Version(text)
+    except InvalidVersion:
+        return False
+    return True
 
 
 def same_version(one: str, other: str) -> bool:

@@ -56,9 +56,9 @@ def torch_pin(question: Question) -> Iterator[Finding]:
 
 
 def _of_other_cuda(question: Question, pin: Pinned) -> bool:
-    """torch==2.9.1+cu126 in an image for CUDA 12.8."""
-    local = Version(pin.version or "0").local
-    return local is not None and local != f"cu{question.spec.torch.cuda.replace('.', '')}"
+    """torch==2.9.1+cu126 in an image for CUDA 12.8. Builds of others (2.11.0a0+nv26.1) do not say."""
+    local = Version(pin.version or "0").local or ""
+    return bool(re.match(r"cu\d|cpu|rocm|xpu", local)) and local != f"cu{question.spec.torch.cuda.replace('.', '')}"
 
 
 def companions(question: Question) -> Iterator[Finding]:
@@ -167,10 +167,10 @@ def cuda_twice(question: Question) -> Iterator[Finding]:
     if question.lock is None:
         return
     majors: dict[str, str] = {}
-    for package in question.lock.packages:
-        suffix = re.fullmatch(r"nvidia-(?:cuda-runtime|cublas)(?:-cu(\d+))?", package.name)
-        if suffix:
-            majors[suffix[1] or str(Version(package.version).major)] = package.name
+    for name, pin in question.pinned.items():
+        suffix = re.fullmatch(r"nvidia-(?:cuda-runtime|cublas)(?:-cu(\d+))?", name)
+        if suffix and pin.version:
+            majors[suffix[1] or str(Version(pin.version).major)] = name
     if len(majors) > 1:
         message = (
             f"the lock holds libraries of CUDA {' and '.join(sorted(majors))}: {', '.join(sorted(majors.values()))}"

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from sifkit.causes import find_cause
 from sifkit.compat.tables import Tables
+from sifkit.compat.tied import ASKS_LATER
 from sifkit.model import Lock
 from sifkit.verify.checks import Check, Level, failed, failed_because, not_run, passed, timed, warned
 from sifkit.verify.elf import ElfFacts, judge_elf, parse_elf
@@ -91,12 +93,7 @@ def parse_facts(answer: dict[str, Any]) -> ImageFacts:
     return ImageFacts(
         python=answer["python"],
         user_site=answer["user_site"],
-        distributions=tuple(
-            sorted(
-                {Distribution(canonicalize_name(d["name"]), d["version"]) for d in answer["distributions"]},
-                key=lambda found: found.name,
-            )
-        ),
+        distributions=_found_first(answer["distributions"]),
         elf=elf,
         compiler=Compiler(compiler["program"], compiler["works"], compiler["said"]),
         nvcc=Nvcc(**answer["nvcc"]) if answer["nvcc"] else None,
@@ -106,6 +103,14 @@ def parse_facts(answer: dict[str, Any]) -> ImageFacts:
         torch_cuda=elf.torch.cuda if elf.torch else None,
         architectures=elf.torch.architectures if elf.torch else (),
     )
+
+
+def _found_first(answers: Iterable[dict[str, str]]) -> tuple[Distribution, ...]:
+    """By name. Of a package that is there twice, the one that comes first on the path is the one that is imported."""
+    versions: dict[str, str] = {}
+    for found in answers:
+        versions.setdefault(canonicalize_name(found["name"]), found["version"])
+    return tuple(Distribution(name, version) for name, version in sorted(versions.items()))
 
 
 # ---------------------------------------------------------------------------------------------- judging
@@ -132,7 +137,7 @@ def judge_packages(installed: Iterable[Distribution], lock: Lock | None) -> Chec
     if lock is None:
         return not_run(Level.STATIC, name, "this image has no lock to compare with")
     have = {found.name: found.version for found in installed}
-    want = {canonicalize_name(package.name): package.version for package in lock.packages}
+    want = {canonicalize_name(package): version for package, version in lock.versions().items()}
     wrong = [
         f"{package} {have.get(package, 'missing')} (lock: {version})"
         for package, version in sorted(want.items())
@@ -149,7 +154,8 @@ def judge_packages(installed: Iterable[Distribution], lock: Lock | None) -> Chec
     more = sorted(f"{package} {have[package]}" for package in have.keys() - want.keys() - _INSTALLERS)
     if more:
         return warned(Level.STATIC, name, f"{len(want)} packages as locked, and {_few(more)} besides")
-    return passed(Level.STATIC, name, f"{len(want)} packages, each of the locked version")
+    inherited = f", {len(lock.inherited)} of them the host's" if lock.inherited else ""
+    return passed(Level.STATIC, name, f"{len(want)} packages, each of the locked version{inherited}")
 
 
 def _few(things: list[str], most: int = 6) -> str:
@@ -203,10 +209,11 @@ def judge_compiler(compiler: Compiler) -> Check:
 
 
 def judge_nvcc(facts: ImageFacts) -> tuple[Check, ...]:
-    """nvcc of torch's CUDA compiles a kernel. Asked of images that have it, or DeepSpeed, which looks for it."""
+    """nvcc of torch's CUDA compiles a kernel. Asked of images that have it, or a DeepSpeed that looks for it."""
     name, found = "nvcc compiles for torch", facts.nvcc
     if found is None:
-        if facts.version_of("deepspeed") is None:
+        deepspeed = facts.version_of("deepspeed")
+        if deepspeed is None or Version(deepspeed) >= ASKS_LATER:
             return ()
         cause = "deepspeed looks for nvcc when it is imported, and accelerate imports it wherever it is installed"
         fix = "extras: [deepspeed] brings nvcc of torch's CUDA; or leave deepspeed out"

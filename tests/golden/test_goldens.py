@@ -11,7 +11,7 @@ from sifkit.lock import current_lock
 from sifkit.model import Image, Site
 from sifkit.resolve import resolve_base
 from sifkit.spec import Project, load_spec
-from tests.conftest import HOST, make_image, make_spec, wanted
+from tests.conftest import HOST, make_environment_image, make_image, make_spec, wanted
 from tests.golden.conftest import Golden
 
 PROJECT = Project(Path(__file__).parents[2])
@@ -45,6 +45,10 @@ def test_the_two_steps_of_a_build(golden: Golden) -> None:
     image = make_image()
     golden("step-1-base.def", deffile.render_base(image))
     golden("step-2-image.def", deffile.render_on_base(image, "/cache/base.sif", sifkit_version="VERSION"))
+
+
+def test_an_image_of_the_hosts_environment(golden: Golden) -> None:
+    golden("environment.def", deffile.render(make_environment_image(), sifkit_version="VERSION"))
 
 
 def test_torch_for_another_cuda(golden: Golden) -> None:

@@ -34,8 +34,9 @@ env: {GREETING: "it's $HOME"}
 """
 
 
-def write_wheel(directory: Path, name: str) -> None:
-    version, files = TOYS[name]
+def write_wheel(directory: Path, name: str, toy: tuple[str, dict[str, str]] | None = None) -> None:
+    """A wheel that installs: one of the toys, or the version and files that are given."""
+    version, files = toy or TOYS[name]
     info = f"{name}-{version}.dist-info"
     metadata = {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",

@@ -10,7 +10,7 @@ from sifkit import host
 from sifkit.errors import HostError, UsageError
 from sifkit.host import Room, check_cache_room, check_images_room, choose_tmpdir, filesystem_type
 from sifkit.model import Site
-from tests.conftest import make_image
+from tests.conftest import make_environment_image, make_image
 
 MOUNTS = """\
 /dev/sda / ext4 rw 0 0
@@ -24,6 +24,17 @@ GB = 10**9
 
 def test_room_grows_with_the_lock() -> None:
     assert Room.for_lock(make_image().lock) == Room(tree=700_006_300, sif=233_336_782)
+
+
+def test_room_for_directories_of_the_host_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").write_bytes(b"x" * 1_000_000)
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "big")
+    (tmp_path / "big").write_bytes(b"x" * 5_000_000)
+    copied = host.tree_bytes((str(tmp_path / "a"), str(tmp_path / "absent")))
+    assert 1_000_000 <= copied < 1_100_000
+    room = Room.for_host_tree(8 * GB, make_environment_image().lock)
+    assert (room.tree // 10**6, room.sif // 10**6) == (8001, 5600)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from sifkit.compat.tables import has_kernels
-from sifkit.model import Lock, LockedPackage
+from sifkit.model import Inherited, Lock, LockedPackage
 from sifkit.verify.checks import Outcome
 from sifkit.verify.elf import ElfFacts, ElfObject, Torch
 from sifkit.verify.gpus import judge_architectures
@@ -86,6 +87,25 @@ def test_a_package_besides_the_lock_is_a_warning() -> None:
 def test_installers_besides_the_lock_are_nothing() -> None:
     installers = tuple(Distribution(name, "1") for name in ("pip", "uv", "setuptools"))
     assert judge_packages((*FACTS.distributions, *installers), LOCK).outcome is Outcome.PASSED
+
+
+def test_packages_of_the_hosts_environment_are_compared_like_locked_ones() -> None:
+    lock = replace(lock_of(torchaudio="2.9.1"), inherited=(Inherited("torch", "2.9.1"),))
+    check = judge_packages(FACTS.distributions, lock)
+    assert (check.outcome, check.message) == (
+        Outcome.PASSED,
+        "2 packages, each of the locked version, 1 of them the host's",
+    )
+    other = judge_packages(FACTS.distributions, replace(lock, inherited=(Inherited("torch", "2.9.1+cu128"),)))
+    assert (other.outcome, other.message) == (Outcome.FAILED, "torch 2.9.1 (lock: 2.9.1+cu128)")
+
+
+def test_of_a_package_that_is_there_twice_the_first_on_the_path_counts() -> None:
+    twice = [{"name": "Six", "version": "1.17"}, {"name": "six", "version": "1.16"}, {"name": "a", "version": "1"}]
+    assert parse_facts({**ANSWER, "distributions": twice}).distributions == (
+        Distribution("a", "1"),
+        Distribution("six", "1.17"),
+    )
 
 
 def test_names_are_compared_in_their_normal_form() -> None:
@@ -203,26 +223,28 @@ def test_a_missing_compiler_fails() -> None:
 # ------------------------------------------------------------------ the probe's answer
 
 
+ANSWER: dict[str, Any] = {
+    "python": "3.13.5",
+    "user_site": False,
+    "distributions": [{"name": "PyYAML", "version": "6.0.3", "path": SITE}],
+    "elf": {
+        "machine": "EM_X86_64",
+        "objects": [],
+        "libraries": [],
+        "torch": {"version": "2.9.1+cu128", "cuda": "12.8", "architectures": ["sm_90"], "cxx11_abi": True},
+        "extensions": [],
+        "seconds": 0.5,
+    },
+    "compiler": {"program": None, "works": False, "said": ""},
+    "nvcc": None,
+    "imports": [],
+    "importing": "torch",
+    "outside": [],
+}
+
+
 def test_an_answer_that_ended_during_an_import_is_still_read() -> None:
-    answer = {
-        "python": "3.13.5",
-        "user_site": False,
-        "distributions": [{"name": "PyYAML", "version": "6.0.3", "path": SITE}],
-        "elf": {
-            "machine": "EM_X86_64",
-            "objects": [],
-            "libraries": [],
-            "torch": {"version": "2.9.1+cu128", "cuda": "12.8", "architectures": ["sm_90"], "cxx11_abi": True},
-            "extensions": [],
-            "seconds": 0.5,
-        },
-        "compiler": {"program": None, "works": False, "said": ""},
-        "nvcc": None,
-        "imports": [],
-        "importing": "torch",
-        "outside": [],
-    }
-    facts = parse_facts(answer)
+    facts = parse_facts(ANSWER)
     assert facts.importing == "torch"
     assert facts.version_of("pyyaml") == "6.0.3"
     assert (facts.torch_cuda, facts.architectures) == ("12.8", ("sm_90",))  # read, though torch did not import
@@ -232,6 +254,11 @@ def test_an_answer_that_ended_during_an_import_is_still_read() -> None:
 
 NVCC = Nvcc("/usr/local/cuda/bin/nvcc", "12.8", True, "")
 DEEPSPEED = (*FACTS.distributions, Distribution("deepspeed", "0.18.4"))
+
+
+def test_a_deepspeed_that_imports_without_nvcc_is_not_asked_for_it() -> None:
+    facts = replace(FACTS, nvcc=None, distributions=(*FACTS.distributions, Distribution("deepspeed", "0.19.8")))
+    assert judge_nvcc(facts) == ()
 
 
 def test_an_image_without_nvcc_and_without_deepspeed_is_not_asked_for_it() -> None:

@@ -139,6 +139,7 @@ def _modules_outside():
     inside = [
         sys.prefix,
         sys.base_prefix + "/lib",
+        sys.base_prefix + "/local/lib",  # Debian's place for what an administrator installed
         paths["stdlib"],
         paths["platstdlib"],
         tempfile.gettempdir(),
