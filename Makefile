@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 IMAGE  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv apptainer sif verify test test-fast check goldens schema compat matrix resolvers bench clean
+.PHONY: help venv apptainer sif verify test test-fast check goldens schema compat matrix resolvers bench bench-gpu clean
 
 help:            ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -50,6 +50,9 @@ resolvers: venv  ## ask pip and uv what sifkit refuses; recorded in docs/compati
 
 bench: venv apptainer ## measure against the ways of today, each in one run; BENCH=audit: that part alone
 	@$(BIN)/python -m bench $(BENCH)
+
+bench-gpu: venv apptainer ## on a GPU: train inside images/IMAGE.sif against outside; BENCH_OPTIONS
+	@$(BIN)/python -m bench.gpu $(if $(IMAGE),images/$(IMAGE).sif) $(BENCH_OPTIONS)
 
 clean:           ## remove build products (images too)
 	rm -rf images reports build

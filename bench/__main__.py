@@ -129,7 +129,7 @@ def where() -> str:
 
 def builds(work: Path) -> None:
     """Building the default image against the hand-written definition."""
-    record("make bench", table(measure(work)))
+    page.record("benchmarks.md", "make bench", table(measure(work)))
 
 
 def audits(work: Path) -> None:
@@ -139,13 +139,7 @@ def audits(work: Path) -> None:
     if not image.is_file():
         raise UsageError(f"{image} is not there", "build it first: make sif")
     rows = audit.measure(image, Apptainer.find(Runner(environ)), work)
-    record("make bench, audit", f"{where()}:\n\n{audit.table(rows)}")
-
-
-def record(what: str, text: str) -> None:
-    """On standard output, and into docs/benchmarks.md."""
-    sys.stdout.write(text)
-    page.write("benchmarks.md", what, text)
+    page.record("benchmarks.md", "make bench, audit", f"{where()}:\n\n{audit.table(rows)}")
 
 
 PARTS = {"build": builds, "audit": audits}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from sifkit.errors import UsageError
@@ -18,6 +19,13 @@ def write(page: str, what: str, text: str) -> None:
     """Replace it. Raises `UsageError` for a page without the marks."""
     before, _, after = _parts(page, what)
     (DOCS / page).write_text(before + text + after, encoding="utf-8")
+
+
+def record(page: str, what: str, text: str) -> None:
+    """On standard output, and into the page."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    write(page, what, text)
 
 
 def _parts(page: str, what: str) -> tuple[str, str, str]:

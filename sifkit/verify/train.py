@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sifkit.apptainer import Bind
@@ -39,6 +39,7 @@ from sifkit.verify.smoke import (
     worst_case,
     worst_dataset,
 )
+from sifkit.verify.stopwatch import Stopwatch
 from sifkit.verify.together import together
 
 _LOG_LINES = 400  # of a failed run's log, in which the cause is looked for
@@ -66,6 +67,7 @@ class TrainFacts:
     method: str = "lora"  # full, lora, qlora or whatever else the config says
     gpus: int = 0  # ranks that trained on a GPU of their own
     tokens_per_second: float | None = None  # of training, over all ranks
+    phases: dict[str, float] = field(default_factory=dict)  # seconds of the first run
     samples: tuple[GpuSample, ...] = ()
 
 
@@ -91,6 +93,7 @@ class TrainLevel:
         self._first: RunOutputs | None = None
         self._second: RunOutputs | None = None
         self._seconds = 0.0
+        self._phases: dict[str, float] = {}
         self._use = GpuUse()
 
     def run(self, model: Answer) -> Iterator[Check]:
@@ -137,12 +140,15 @@ class TrainLevel:
         )
         self._argv = argv(config_in_container(self._setup), values)
         with self._progress.phase("train: train"), sampled(tuple(dict.fromkeys(self._gpus))) as self._use:
-            returncode, self._seconds = self._llamafactory("train", self._argv)
+            watch = Stopwatch()
+            returncode, self._seconds = self._llamafactory("train", self._argv, watch=watch)
+            self._phases = watch.phases()
         self._first = read_outputs(self._container.work / _FIRST)
         if returncode != 0:
             yield timed(self._failed_run("train", returncode), self._seconds)
             return
-        said = f"llamafactory-cli train {self._config.path.name}: {self._config.method}, stage {self._config.stage}"
+        said = f"llamafactory-cli train {self._config.path.name}: {self._config.method}, stage {self._config.stage}; "
+        said += ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in self._phases.items())
         yield timed(passed(Level.TRAIN, "train", said), self._seconds)
         yield judge_files(self._first, self._config)
         yield judge_steps(self._first)
@@ -238,14 +244,20 @@ class TrainLevel:
         )
         return self._llamafactory(name, argv(config_in_container(self._setup), values), zero=name == "zero")
 
-    def _llamafactory(self, name: str, words: tuple[str, ...], *, zero: bool = False) -> tuple[int, float]:
+    def _llamafactory(
+        self, name: str, words: tuple[str, ...], *, zero: bool = False, watch: Stopwatch | None = None
+    ) -> tuple[int, float]:
         """Run it in the checkout, as a user does; its exit code and how long it took."""
         distributed = zero or (self._config.distributed and self._setup.device == "gpu")
         env = {"FORCE_TORCHRUN": "1"} if distributed else {}  # DeepSpeed is refused without (hparams/parser.py)
         started = time.monotonic()
-        result = self._container.run(
-            words, log=self._log(name), cwd=places.IN_CHECKOUT, on_line=self._progress.line, env=env
-        )
+
+        def heard(line: str) -> None:
+            if watch:
+                watch.line(line)
+            self._progress.line(line)
+
+        result = self._container.run(words, log=self._log(name), cwd=places.IN_CHECKOUT, on_line=heard, env=env)
         return result.returncode, time.monotonic() - started
 
     def _failed_run(self, name: str, returncode: int) -> Check:
@@ -284,6 +296,7 @@ class TrainLevel:
             method=self._config.method,
             gpus=len(self._gpus),
             tokens_per_second=self._first.tokens_per_second,
+            phases=self._phases,
             samples=tuple(self._use.samples),
         )
 

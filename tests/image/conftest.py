@@ -10,11 +10,15 @@ import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from sifkit import checkout
 from sifkit.apptainer import Apptainer
 from sifkit.lock import read_lock
 from sifkit.model import ImageSpec, Lock
+from sifkit.progress import PlainProgress
 from sifkit.run import Runner
+from sifkit.site import user_cache
 from sifkit.spec import DEFAULT_IMAGE, Project, find_project, load_spec
 
 
@@ -38,6 +42,13 @@ def spec(project: Project, sif: Path) -> ImageSpec:
 @pytest.fixture(scope="session")
 def lock(project: Project, sif: Path) -> Lock:
     return read_lock(project.lock_path(sif.stem))
+
+
+@pytest.fixture(scope="session")
+def llamafactory() -> Path:
+    """A whole checkout of the default image's version; fetched once, kept in the cache."""
+    runner, progress = Runner(os.environ), PlainProgress(Console(stderr=True))
+    return checkout.cached("0.9.5", user_cache(os.environ), runner, progress)
 
 
 @pytest.fixture(scope="session")

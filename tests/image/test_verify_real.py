@@ -13,7 +13,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-from sifkit import checkout
 from sifkit.apptainer import Apptainer
 from sifkit.cli import main
 from sifkit.errors import Exit
@@ -21,17 +20,9 @@ from sifkit.execute import Tools, Workshop, fresh_log
 from sifkit.model import Site
 from sifkit.progress import PlainProgress
 from sifkit.run import Command, Runner
-from sifkit.site import user_cache
 from sifkit.spec import Project
 
 pytestmark = pytest.mark.image
-
-
-@pytest.fixture(scope="session")
-def llamafactory() -> Path:
-    """A whole checkout of the default image's version; fetched once, kept in the cache."""
-    runner, progress = Runner(os.environ), PlainProgress(Console(stderr=True))
-    return checkout.cached("0.9.5", user_cache(os.environ), runner, progress)
 
 
 def verify(image: Path, report: Path, *options: str) -> tuple[int, dict[str, Any]]:
