@@ -67,6 +67,7 @@ def verify(subject: Subject, options: VerifyOptions, apptainer: Apptainer, progr
         train=run.train_facts,
         gpus=run.gpu_models(),
         level_seconds=run.level_seconds,
+        own=any((options.config, options.model, options.method)),
     )
 
 

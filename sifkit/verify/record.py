@@ -53,7 +53,7 @@ def parse_record(value: object) -> Record | None:
     """A line of the record, or a report.json, as a record; None for anything else.
 
     A verification that ended before a container was started (a checkout or a config that cannot work) says
-    nothing about the image: None.
+    nothing about the image, nor does a train that failed with a config, a model or a method of the user's own: None.
     """
     if not isinstance(value, dict):
         return None
@@ -63,7 +63,7 @@ def parse_record(value: object) -> Record | None:
         return None
     if not all(isinstance(text, str) and text for text in (*texts, *outcome.values())):
         return None
-    if not _looked_at(outcome):
+    if not _looked_at(outcome) or (value.get("own") and _only_training_failed(outcome)):
         return None
     host = value.get("host")
     if driver is None and isinstance(host, dict):
@@ -81,6 +81,10 @@ def _looked_at(outcome: dict[str, str]) -> bool:
     if first is not None:
         return first != Outcome.NOT_RUN.value
     return any(said != Outcome.NOT_RUN.value for said in outcome.values())
+
+
+def _only_training_failed(outcome: dict[str, str]) -> bool:
+    return [level for level, said in outcome.items() if said == Outcome.FAILED.value] == [Level.TRAIN.value]
 
 
 def _gpus_of(host: object) -> list[str]:

@@ -40,6 +40,7 @@ class Report:
     train: TrainFacts | None
     gpus: tuple[str, ...] = ()  # models of the GPUs that were used, one for each
     level_seconds: dict[str, float] = field(default_factory=dict)  # wall time, by level
+    own: bool = False  # a config, a model or a method of the user's own was trained
 
     def seconds_of(self, level: Level) -> float:
         """A level's wall time; where that was not taken, the sum of its checks."""

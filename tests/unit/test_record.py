@@ -77,6 +77,14 @@ def test_what_never_reached_the_image_says_nothing_about_it() -> None:
     assert record_of(report(failed(Level.STATIC, "import torch", "no"))) is not None
 
 
+def test_a_config_of_the_users_own_that_does_not_train_says_nothing_about_the_image() -> None:
+    checks = (GOOD, failed(Level.TRAIN, "losses are finite", "step 2: loss nan"))
+    assert record_of(replace(report(*checks), own=True)) is None
+    assert record_of(report(*checks)) is not None
+    broken = failed(Level.STATIC, "import torchaudio", "ImportError")
+    assert record_of(replace(report(*checks, broken), own=True)) is not None
+
+
 def test_kinds_are_words() -> None:
     assert record(1).kind == "CPU"
     assert record(1, H100).kind == "H100 80GB HBM3"
