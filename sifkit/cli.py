@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from sifkit import __version__
-from sifkit.commands import audit, build, checkout, compat, lock, outputs, prune, resolve
+from sifkit.commands import audit, build, checkout, compat, explain, lock, outputs, prune, resolve
 from sifkit.commands.options import narration
 from sifkit.errors import Exit, HostError, Interrupted, SifkitError, UsageError
 
@@ -29,6 +29,7 @@ app.command()(checkout.checkout)
 app.command()(audit.audit)
 app.command()(outputs.outputs)
 app.command()(prune.prune)
+app.command()(explain.explain)
 app.add_typer(compat.app, name="compat")
 
 
