@@ -126,9 +126,12 @@ def _compose(text: str, file: str) -> tuple[_Lines, dict[str, Any]]:
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path}: {path.stat().st_size:,} bytes are no spec", "is this the file you meant?")
-        return path.read_text(encoding="utf-8")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)  # a device says size 0 and has no end
+        if max(size, len(data)) > MAX_BYTES:
+            raise UsageError(f"{path}: {max(size, len(data)):,} bytes are no spec", "is this the file you meant?")
+        return data.decode("utf-8")
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file", _nearest_file(path)) from None
     except UnicodeDecodeError:

@@ -52,21 +52,24 @@ def show(run: Run, console: Console, *, every: bool) -> None:
     """For people."""
     kind = ", ".join(word for word in (run.method, run.stage) if word)
     _say(console, f"{run.directory}: {kind}; {how_far(run)}")
-    for line in (*figures(run), *curves(run, min(console.width, CURVE_WIDTH), can_show(sys.stdout.encoding))):
+    unicode = can_show(sys.stdout.encoding)
+    for line in (*figures(run, "→" if unicode else "->"), *curves(run, min(console.width, CURVE_WIDTH), unicode)):
         _say(console, line)
     console.print()
     console.print(_table(run, every=every))
     for line in advice(run):
-        _say(console, f"→ {line}" if can_show(sys.stdout.encoding) else f"> {line}")
+        _say(console, f"{'→' if unicode else '->'} {line}")
 
 
 def _say(console: Console, text: str) -> None:
     console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
-def figures(run: Run) -> list[str]:
+def figures(run: Run, arrow: str) -> list[str]:
     """Losses, time and speed, as far as they are known."""
-    lines = [line for line in (_series("loss", run.log.loss), _series("eval loss", run.log.eval_loss)) if line]
+    lines = [
+        line for line in (_series("loss", run.log.loss, arrow), _series("eval loss", run.log.eval_loss, arrow)) if line
+    ]
     results = run.results
     if "train_runtime" in results:
         took = timedelta(seconds=round(results["train_runtime"])) if math.isfinite(results["train_runtime"]) else "?"
@@ -81,10 +84,10 @@ def figures(run: Run) -> list[str]:
     return [*lines, *([", ".join(told)] if told else [])]
 
 
-def _series(name: str, series: Series) -> str:
+def _series(name: str, series: Series, arrow: str) -> str:
     if series.first is None or series.last is None:
         return ""
-    said = f"{name} {series.first.value:.4g} → {series.last.value:.4g}"
+    said = f"{name} {series.first.value:.4g} {arrow} {series.last.value:.4g}"
     return said + (f", lowest {series.lowest.value:.4g} at step {series.lowest.step:,}" if series.lowest else "")
 
 

@@ -6,6 +6,7 @@ descriptors: a link is never followed, and a removal that is cut off leaves noth
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -163,10 +164,11 @@ class _Directory:
             raise ProblemFound(f"{name} lies more than {_DEEPEST} directories deep", "look at it yourself")
         try:
             self.fd: int = os.open(name, os.O_RDONLY | os.O_DIRECTORY | follow, dir_fd=at)
-        except NotADirectoryError:
-            raise ProblemFound(
-                f"{name} is no directory any more: a link took its place", "look at it yourself"
-            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            said = f"{name} is no directory any more: a link took its place"
+            raise ProblemFound(said, "look at it yourself") from None
         status = os.fstat(self.fd)
         self.device, self.inode = status.st_dev, status.st_ino
 

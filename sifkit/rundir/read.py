@@ -150,10 +150,14 @@ def _require_output_dir(directory: Path) -> None:
 
 def _nearest_run(directory: Path) -> str:
     """Directories below that a run did leave something in: output_dir is often one level deeper."""
-    below = sorted(path.parent for pattern in ("*", "*/*", "*/*/*") for path in directory.glob(f"{pattern}/{LOG}"))
+    logs = (path for pattern in ("*", "*/*", "*/*/*") for path in directory.glob(f"{pattern}/{LOG}"))
+    try:
+        below = [str(path.parent) for path in islice(logs, 5)]
+    except OSError:  # something vanished or may not be read: a hint is not worth an error of its own
+        below = []
     if not below:
         return "name the output_dir of a run: it holds trainer_log.jsonl or checkpoint-N/"
-    return "below it there are: " + ", ".join(str(path) for path in below[:5])
+    return f"below it there are: {', '.join(sorted(below))}"
 
 
 def _checkpoints(directory: Path, files: tuple[FoundFile, ...]) -> tuple[Checkpoint, ...]:

@@ -151,6 +151,11 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
         load_entries(path)
 
 
+def test_a_device_without_end_is_refused() -> None:
+    with pytest.raises(UsageError, match="are no spec"):
+        load_entries(Path("/dev/zero"))
+
+
 def test_an_empty_file_has_no_keys(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("# nothing\n")
     assert load_entries(tmp_path / "x.yaml") == ()

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from sifkit.cli import main
-from sifkit.commands.outputs import show, size_text
+from sifkit.commands.outputs import size_text
 from sifkit.errors import Exit
 from sifkit.printable import printable
 from sifkit.rundir.curve import can_show, draw
-from sifkit.rundir.read import read_run
 from sifkit.rundir.trainlog import Point
 from tests.unit.run_dirs import rows, safetensors, write, write_finished, write_unfinished
 
@@ -147,11 +147,12 @@ def test_hostile_names_are_shown_and_not_obeyed(tmp_path: Path, capsys: pytest.C
     }
 
 
-def test_ascii_terminals_get_ascii(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr("sys.stdout", out)
-    show(read_run(write_unfinished(tmp_path, steps=5)), Console(file=io.StringIO(), width=100), every=False)
-    text = io.StringIO()
-    show(read_run(tmp_path), Console(file=text, width=100), every=False)
-    assert "|*" in text.getvalue()
-    assert "> the same command" in text.getvalue()
+def test_ascii_terminals_get_ascii(tmp_path: Path) -> None:
+    directory = write_unfinished(tmp_path / "é", steps=5)
+    argv = [sys.executable, "-m", "sifkit", "outputs", str(directory)]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.isascii()
+    assert "|*" in done.stdout
+    assert "-> the same command" in done.stdout
+    assert "/\\xe9: lora" in done.stdout
