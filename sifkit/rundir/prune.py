@@ -99,7 +99,7 @@ def _optimizer_plan(run: Run, whole: dict[str, str]) -> Plan:
     removals = [
         Removal(f"{each.name}/{name}", _size_of(run, f"{each.name}/{name}"), "optimizer; the weights stay")
         for each in run.checkpoints
-        if each.usable and each.weights and each.name not in whole
+        if each.usable and each.name not in whole
         for name in sorted(each.optimizer, key=lambda name: name != "latest")
     ]
     kept = [Kept(each.name, whole.get(each.name, "its weights stay")) for each in run.checkpoints]

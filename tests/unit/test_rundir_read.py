@@ -343,6 +343,12 @@ def test_deepspeeds_latest_must_name_what_is_there(tmp_path: Path) -> None:
     assert read_run(tmp_path).checkpoints[0].problems == ("global_step2, which the file latest names, is missing",)
 
 
+def test_an_empty_directory_of_deepspeed_is_incomplete(tmp_path: Path) -> None:
+    write(tmp_path / "trainer_log.jsonl", rows([1, 2, 3]))
+    (deepspeed(tmp_path, 3, ranks=0) / "global_step3").mkdir()
+    assert read_run(tmp_path).checkpoints[0].problems == ("the content of global_step3 is missing",)
+
+
 def test_fsdps_shards_are_weights(tmp_path: Path) -> None:
     write(tmp_path / "trainer_log.jsonl", rows([1, 2, 3]))
     path = write_checkpoint(tmp_path, 3, lora=False)
