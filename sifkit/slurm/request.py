@@ -15,7 +15,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9._/:@,=+&|()\[\]*~-]+")
 # sbatch(1), --time: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]
 _TIME = re.compile(
     r"(?P<d>\d{1,4})-(?P<dh>\d{1,2})(:(?P<dm>\d{1,2})(:(?P<ds>\d{1,2}))?)?"
-    r"|(?P<h>\d{1,4}):(?P<hm>\d{1,2}):(?P<hs>\d{1,2})|(?P<m>\d{1,6})(:(?P<ms>\d{1,2}))?"
+    r"|(?P<h>\d{1,4}):(?P<hm>\d{1,2}):(?P<hs>\d{1,2})|(?P<m>\d{1,6})(:(?P<ms>\d{1,2}))?",
+    re.ASCII,
 )
 _MEMORY = re.compile(r"[0-9]{1,9}[KMGT]?")
 MAIL_TYPES = ("NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "TIME_LIMIT", "TIME_LIMIT_80", "TIME_LIMIT_90")
