@@ -75,7 +75,7 @@ def make_ready(word: Path, overrides: tuple[str, ...], wishes: Wishes, tools: To
         site=tools.site,
         nv=nv,
         torchrun=wishes.torchrun,
-        hf_home=hf_home(tools),
+        hf_home=hf_home(tools) if wishes.gpus is None else None,  # a job binds its own
         shared_checkout=given is None,
     )
     return Ready(launch, image)

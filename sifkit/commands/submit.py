@@ -91,7 +91,8 @@ def submit(
     job = options.make_job(configs, overrides, wishes, tools)
     token = submission.new_token()
     file = _job_file(job, token)
-    number = submission.submit(tools.runner, file, token, after=dependency)
+    environ = submission.job_environment(tools.environ)
+    number = submission.submit(tools.runner, file, token, after=dependency, environ=environ)
     _tell(number, job, file, tools, as_json=json_)
     if wait:
         raise typer.Exit(_wait(number, tools))

@@ -381,7 +381,7 @@ def _environment(job: Job) -> list[str]:
     passed = " | ".join(ENVIRONMENT_PASSED)
     own = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in job.environment)
     fixed = "".join(f"export APPTAINERENV_{name}={shlex.quote(value)}\n" for name, value in FIXED.items())
-    site = f': "${{HF_HOME:={shlex.quote(job.hf_home)}}}"\nexport HF_HOME\n' if job.hf_home else ""
+    site = f'if [ -z "${{HF_HOME:-}}" ]; then export HF_HOME={shlex.quote(job.hf_home)}; fi\n' if job.hf_home else ""
     parts = [
         _ENVIRONMENT.replace("@PASSED@", _folded(passed)) + own + fixed,
         site + _HF_HOME,

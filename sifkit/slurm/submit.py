@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sifkit.errors import CommandFailed, HostError, UsageError
+from sifkit.launch import passed_names
 from sifkit.run import Command, Result, Runner
-from sifkit.slurm.cluster import slurm_command
 from sifkit.slurm.jobs import COMMENT, list_jobs
 
 # What sbatch says when slurmctld may or may not have taken the job (slurm_errno.c); all else is a refusal.
@@ -48,6 +50,16 @@ class Dependency:
         return (f"--dependency=afterok:{self.job}", "--kill-on-invalid-dep=yes")
 
 
+# How `module` gets into a job: its shell functions and settings (Environment Modules, Lmod).
+_MODULES = ("BASH_ENV", "BASH_FUNC_*", "MODULE*", "LMOD_*", "LOADEDMODULES", "_LMFILES_", "__LMOD_*", "__Init_*")
+
+
+def job_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a job takes along: what its container may see, and `module`. Slurm's own variables are those of the job."""
+    names = [*passed_names(environ), *(name for name in environ for pattern in _MODULES if fnmatchcase(name, pattern))]
+    return {name: environ[name] for name in names if not name.startswith("SLURM_")}
+
+
 def new_token() -> str:
     """Names one submission."""
     return secrets.token_hex(8)
@@ -59,16 +71,18 @@ def submit(
     token: str,
     *,
     after: Dependency | None = None,
+    environ: Mapping[str, str] | None = None,
     patience: Patience | None = None,
 ) -> str:
-    """Submit a job file from the current directory; return its job id.
+    """Submit a job file from the current directory; return its job id. The job sees `environ`.
 
     Raises `CommandFailed` with sbatch's words when Slurm refuses, `HostError` when it cannot be told whether the
     job was taken.
     """
     wait = patience or Patience()
     options = after.options if after else ()
-    command = slurm_command(runner, "sbatch", "--parsable", f"--comment={COMMENT}{token}", *options, str(file))
+    argv = ("sbatch", "--parsable", f"--comment={COMMENT}{token}", *options, str(file))
+    command = Command(argv, env={**(environ or {}), **runner.slurm_environment})
     for _ in range(wait.attempts):
         result = runner.run(command, check=False, timeout=timedelta(seconds=wait.sbatch))
         if result.returncode == 0:
