@@ -11,7 +11,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from sifkit import __version__
-from sifkit.commands import audit, build, checkout, compat, lock, resolve
+from sifkit.commands import (
+    audit,
+    build,
+    checkout,
+    compat,
+    explain,
+    lock,
+    outputs,
+    prune,
+    resolve,
+    sbatch,
+    submit,
+    train,
+)
 from sifkit.commands.options import narration
 from sifkit.errors import Exit, HostError, Interrupted, SifkitError, UsageError
 
@@ -27,6 +40,13 @@ app.command()(lock.lock)
 app.command()(build.build)
 app.command()(checkout.checkout)
 app.command()(audit.audit)
+app.command()(outputs.outputs)
+app.command()(prune.prune)
+app.command()(explain.explain)
+app.command()(train.train)
+app.command()(sbatch.sbatch)
+app.command()(submit.submit)
+app.command()(submit.jobs)
 app.add_typer(compat.app, name="compat")
 
 

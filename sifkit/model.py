@@ -248,7 +248,18 @@ class SiteSlurm(Strict):
 
     partition: OneWord | None = None
     account: OneWord | None = None
-    gres: OneWord = Field("gpu:{n}", description="how this cluster asks for n GPUs")
+    qos: OneWord | None = None
+    constraint: OneWord | None = None
+    gres: OneWord = Field("gpu:{n}", description="how this cluster asks for n GPUs of a node")
+    gpus: int = Field(1, ge=0, description="GPUs of each node, if the command line says nothing")
+    cpus: int | None = Field(None, ge=1, description="cores of each node; null: the share that goes with its GPUs")
+    mem: OneWord | None = Field(None, description="memory of each node; null: the share that goes with its GPUs")
+    time: str | None = Field(None, description="time limit, as sbatch writes it", examples=["24:00:00"])
+    mail_user: OneWord | None = None
+    requeue: bool = Field(False, description="jobs go on after time limit and preemption")
+    signal: int = Field(300, ge=20, description="seconds before the time limit at which such a job is warned")
+    copy_image: bool = Field(False, description="copy the image to the node first")
+    modules: tuple[OneWord, ...] = Field((), description="loaded by each job", examples=[["apptainer"]])
 
 
 class SiteCache(Strict):

@@ -10,6 +10,7 @@ import io
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from sifkit.errors import CommandFailed, HostError
 
@@ -65,6 +66,8 @@ class Runner:
 
     def __init__(self, environ: Mapping[str, str], echo: Callable[[str], None] | None = None) -> None:
         self.environ = {name: environ[name] for name in ENVIRONMENT_KEPT if name in environ}
+        # Where the cluster is. SBATCH_*, SQUEUE_* and the like stand for options, which change what is asked unseen.
+        self.slurm_environment = {name: environ[name] for name in ("SLURM_CONF", "SLURM_CLUSTERS") if name in environ}
         self._echo = echo
         self._running: set[_Supervised] = set()
 
@@ -101,6 +104,18 @@ class Runner:
         """Stop every program that other threads wait for; each of them sees its program fail."""
         for program in tuple(self._running):
             program.stop()
+
+    def replace(self, command: Command) -> NoReturn:
+        """Become the program: signals and exit code are then its own. Raises `HostError` if it is not there."""
+        program = self.which(command.argv[0])
+        if program is None:
+            raise HostError(f"{command.argv[0]} is not installed", f"install {command.argv[0]}, or add it to PATH")
+        if self._echo:
+            self._echo(f"$ {shlex.join(command.argv)}")
+        for number in (signal.SIGTERM, signal.SIGHUP):  # handlers end with us, but ignoring would be inherited
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        os.execve(program, command.argv, {**self.environ, **command.env})
 
     def output(self, *argv: str) -> str:
         """Standard output of a short command, stripped."""

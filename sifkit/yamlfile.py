@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -77,6 +78,36 @@ def load(path: Path, model: type[MODEL]) -> MODEL:
 
 def parse(text: str, model: type[MODEL], file: str) -> MODEL:
     """Parse the text of a file named `file`."""
+    lines, values = _compose(text, file)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(details, lines, model) for details in error.errors(include_url=False)]
+        raise UsageError("\n".join(dict.fromkeys(problems))) from None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key of a file that another program reads. `raw`: a plain value as it is written."""
+
+    key: str
+    line: int
+    value: Any
+    raw: str | None
+
+
+def load_entries(path: Path) -> tuple[Entry, ...]:
+    """The top keys of a file whose keys are not ours to judge. Raises `UsageError` for what is no mapping."""
+    return parse_entries(_read(path), str(path))
+
+
+def parse_entries(text: str, file: str) -> tuple[Entry, ...]:
+    """The top keys of the text of a file named `file`."""
+    lines, values = _compose(text, file)
+    return tuple(Entry(key, lines.line[(key,)], value, lines.raw.get((key,))) for key, value in values.items())
+
+
+def _compose(text: str, file: str) -> tuple[_Lines, dict[str, Any]]:
     lines = _Lines(file)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -90,18 +121,17 @@ def parse(text: str, model: type[MODEL], file: str) -> MODEL:
         raise UsageError(f"{file}: not YAML: {(str(error) or repr(error)).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{file}:1: expected keys and values, found {type(values).__name__}")
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problems = [_problem(details, lines, model) for details in error.errors(include_url=False)]
-        raise UsageError("\n".join(dict.fromkeys(problems))) from None
+    return lines, values
 
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path}: {path.stat().st_size:,} bytes are no spec", "is this the file you meant?")
-        return path.read_text(encoding="utf-8")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)  # a device says size 0 and has no end
+        if max(size, len(data)) > MAX_BYTES:
+            raise UsageError(f"{path}: {max(size, len(data)):,} bytes are no spec", "is this the file you meant?")
+        return data.decode("utf-8")
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file", _nearest_file(path)) from None
     except UnicodeDecodeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -64,7 +65,9 @@ def image_name(word: str, tools: Tools, *, verify: bool = False) -> str:
 
 
 def out_console() -> Console:
-    """Standard output; a pipe has no width to fit into."""
+    """Standard output; a pipe has no width to fit into. What its encoding does not have is shown as an escape."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     return Console() if sys.stdout.isatty() else Console(width=200)
 
 

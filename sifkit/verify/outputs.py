@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import struct
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sifkit.rundir.whole import fault_of, json_fault, json_object
 from sifkit.verify.checks import Check, Level, failed, passed, warned
 from sifkit.verify.smoke import HALF, STEPS, WORST_STEPS, TrainConfig
-
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,8 @@ def read_outputs(directory: Path) -> RunOutputs:
     """Read everything below `directory`. What is missing or malformed is noted, never raised."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file()) if directory.is_dir() else []
     files = tuple(OutputFile(str(path.relative_to(directory)), path.stat().st_size, fault_of(path)) for path in paths)
-    state = _json_object(directory / "trainer_state.json")
-    results = _json_object(directory / "all_results.json")
+    state = json_object(directory / "trainer_state.json")
+    results = json_object(directory / "all_results.json")
     rows = _json_lines(directory / "trainer_log.jsonl")
     counted = [row for row in rows if isinstance(row, dict) and _number(row.get("throughput"))]
     return RunOutputs(
@@ -83,80 +79,11 @@ def read_outputs(directory: Path) -> RunOutputs:
     )
 
 
-def fault_of(path: Path) -> str | None:
-    """What is wrong with a file, as far as its kind can be checked without running anything in it."""
-    if path.stat().st_size == 0:
-        return "is empty"
-    match path.suffix:
-        case ".json":
-            return _json_fault(path.read_text(encoding="utf-8", errors="replace"))
-        case ".jsonl":
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            return next((fault for line in lines if (fault := _json_fault(line))), None)
-        case ".png":
-            return None if _is_png(path.read_bytes()) else "is no whole PNG image"
-        case ".bin" | ".pt" | ".pth":
-            return None if zipfile.is_zipfile(path) else "is no file of torch.save"
-        case ".safetensors":
-            return _safetensors_fault(path)
-        case _:
-            return None
-
-
-def _json_fault(text: str) -> str | None:
-    try:
-        json.loads(text)
-    except ValueError as error:
-        return f"is not JSON: {error}"
-    return None
-
-
-def _is_png(data: bytes) -> bool:
-    """A PNG whose chunks are whole to the end, each with the right checksum (PNG specification, section 5)."""
-    at = len(_PNG)
-    if not data.startswith(_PNG):
-        return False
-    while at + 12 <= len(data):
-        (length,) = struct.unpack(">I", data[at : at + 4])
-        body = data[at + 4 : at + 8 + length]
-        checksum = data[at + 8 + length : at + 12 + length]
-        if len(checksum) < 4 or zlib.crc32(body) != struct.unpack(">I", checksum)[0]:
-            return False
-        if body.startswith(b"IEND"):
-            return True
-        at += 12 + length
-    return False
-
-
-def _safetensors_fault(path: Path) -> str | None:
-    """The header is whole and the file has the bytes that it announces (safetensors, "Format")."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little") if len(start) == 8 else -1
-        if not 2 <= length <= path.stat().st_size - 8:
-            return "is cut off"
-        header = file.read(length)
-    try:
-        tensors = {name: value for name, value in json.loads(header).items() if name != "__metadata__"}
-        end = max((value["data_offsets"][1] for value in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return "has no safetensors header"
-    return None if path.stat().st_size == 8 + length + end else "is cut off"
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when it is missing or malformed, which `fault_of` and the file list tell."""
-    if not path.is_file() or _json_fault(path.read_text(encoding="utf-8", errors="replace")):
-        return {}
-    value = json.loads(path.read_text(encoding="utf-8"))
-    return value if isinstance(value, dict) else {}
-
-
 def _json_lines(path: Path) -> list[Any]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [json.loads(line) for line in lines if _json_fault(line) is None]
+    return [json.loads(line) for line in lines if json_fault(line) is None]
 
 
 def _rows(values: object, step: str) -> tuple[LogRow, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sifkit.errors import UsageError
+from sifkit.rundir.whole import fault_of
 from sifkit.verify import container as places
 from sifkit.verify.checks import Outcome
 from sifkit.verify.nvml import GpuSample, GpuUse
@@ -21,7 +22,6 @@ from sifkit.verify.outputs import (
     LogRow,
     RunOutputs,
     expected_files,
-    fault_of,
     judge_adapter,
     judge_files,
     judge_learning,

@@ -1,0 +1,113 @@
+"""What `sifkit sbatch` and `sifkit submit` share: their options, and the job that follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sifkit import preflight
+from sifkit.apptainer import Apptainer
+from sifkit.errors import UsageError
+from sifkit.execute import Tools
+from sifkit.slurm import cluster
+from sifkit.slurm.request import Job, Resources, Resume, for_array, job_name, parse_time
+
+PartitionOption = Annotated[str | None, typer.Option(help="else the site's, else the cluster's default")]
+AccountOption = Annotated[str | None, typer.Option(help="whose budget")]
+QosOption = Annotated[str | None, typer.Option(help="quality of service")]
+ConstraintOption = Annotated[str | None, typer.Option(help="features that the nodes must have")]
+NodesOption = Annotated[int, typer.Option(min=1, help="nodes; on several, one container each")]
+GpusOption = Annotated[int | None, typer.Option(min=0, help="GPUs of each node; 0: train on the CPU")]
+CpusOption = Annotated[int | None, typer.Option(min=1, help="cores of each node; else its GPUs' share")]
+MemOption = Annotated[str | None, typer.Option(help="memory of each node, as 64G; else its GPUs' share")]
+TimeOption = Annotated[str | None, typer.Option(help="time limit: 24:00:00, or 2-12 (days-hours)")]
+MailOption = Annotated[str | None, typer.Option("--mail", help="address that Slurm writes to")]
+MailTypeOption = Annotated[str, typer.Option(help="when it writes")]
+RequeueOption = Annotated[
+    bool | None, typer.Option("--requeue/--no-requeue", help="go on after time limit and preemption")
+]
+SignalOption = Annotated[
+    int | None, typer.Option("--signal", min=20, help="seconds before the time limit at which the job is warned")
+]
+CopyImageOption = Annotated[
+    bool | None, typer.Option("--copy-image/--no-copy-image", help="copy the image to the node first")
+]
+NameOption = Annotated[str | None, typer.Option("--name", help="job name; else the config's")]
+LogsOption = Annotated[str, typer.Option("--logs", help="directory of the job's output")]
+
+
+@dataclass(frozen=True)
+class JobWishes:
+    """What the command line says of the job; None: the site's, else a default."""
+
+    run: preflight.Wishes
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodes: int = 1
+    cpus: int | None = None
+    mem: str | None = None
+    time: str | None = None
+    mail: str | None = None
+    mail_type: str = "END,FAIL"
+    requeue: bool | None = None
+    signal: int | None = None
+    copy_image: bool | None = None
+    name: str | None = None
+    logs: str = "logs"
+
+
+def make_job(configs: tuple[Path, ...], overrides: tuple[str, ...], wishes: JobWishes, tools: Tools) -> Job:
+    """The job, checked as far as this host can: config, checkout, image, and what the cluster says of itself."""
+    site = tools.site.slurm
+    gpus = site.gpus if wishes.run.gpus is None else wishes.run.gpus
+    resources = cluster.fit(_resources(wishes, gpus, tools), cluster.read_cluster(tools.runner))
+    run = _run_wishes(wishes, gpus)
+    readies = [preflight.make_ready(config, overrides, run, tools) for config in configs]
+    requeue = site.requeue if wishes.requeue is None else wishes.requeue
+    resume = None
+    if requeue:
+        lead = timedelta(seconds=wishes.signal or site.signal)
+        resume = Resume(lead, saves_on_signal=readies[0].image.saves_on_signal)
+    elif wishes.signal:
+        raise UsageError("--signal warns a job that goes on afterwards", "say so: --requeue")
+    return Job(
+        name=wishes.name or job_name(configs[0].stem),
+        launches=for_array(tuple(ready.launch for ready in readies)),
+        resources=resources,
+        logs=wishes.logs,
+        resume=resume,
+        copy_image=site.copy_image if wishes.copy_image is None else wishes.copy_image,
+        modules=site.modules,
+        hf_home=tools.site.cache.hf_home,
+        environment=tuple(Apptainer.find(tools.runner).privileges.run_env.items()),
+    )
+
+
+def _run_wishes(wishes: JobWishes, gpus: int) -> preflight.Wishes:
+    run = wishes.run
+    return preflight.Wishes(run.image, run.checkout, run.nv, torchrun=wishes.nodes > 1 or gpus > 1, gpus=gpus)
+
+
+def _resources(wishes: JobWishes, gpus: int, tools: Tools) -> Resources:
+    site = tools.site.slurm
+    limit = wishes.time or site.time
+    return Resources(
+        partition=wishes.partition or site.partition,
+        account=wishes.account or site.account,
+        qos=wishes.qos or site.qos,
+        constraint=wishes.constraint or site.constraint,
+        nodes=wishes.nodes,
+        gpus=gpus,
+        gres=site.gres,
+        cpus=wishes.cpus or site.cpus,
+        memory=wishes.mem or site.mem,
+        time=parse_time(limit) if limit else None,
+        mail_user=wishes.mail or site.mail_user,
+        mail_type=wishes.mail_type,
+    )

@@ -1,0 +1,1 @@
+"""Slurm: what the cluster offers, job files, submitting, jobs. sifkit never schedules by itself."""
