@@ -14,10 +14,6 @@ from sifkit.launch import ENVIRONMENT_PASSED, FIXED, IN_CACHE, IN_CHECKOUT, Laun
 from sifkit.slurm.request import Job, require_resumable, show_time, with_signal
 
 _STRICT = """\
-set -euo pipefail
-"""
-
-_STRICT_WITH_TRAPS = """\
 # shellcheck disable=SC2317,SC2329 # functions that signals call
 set -euo pipefail
 """
@@ -53,7 +49,12 @@ case $tmp in *[:,]*) tmp=/tmp ;; esac
 if ! [ -d "$tmp" ] || ! [ -w "$tmp" ]; then tmp=/tmp; fi
 scratch=$tmp/sifkit-$SLURM_JOB_ID-$RANDOM$RANDOM
 on_every_node mkdir -p -m 700 "$scratch"
-trap 'on_every_node rm -rf "$scratch" || true' EXIT
+trainer=
+at_exit() {
+    if [ -n "$trainer" ]; then kill -KILL "$trainer" 2> /dev/null || true; fi
+    on_every_node rm -rf "$scratch" || true
+}
+trap at_exit EXIT
 on_every_node mkdir -p "$scratch/tmp" "$scratch/triton" "$scratch/inductor" "$scratch/matplotlib"
 options+=(--bind "$scratch:@CACHE@")
 export APPTAINERENV_TMPDIR=@CACHE@/tmp APPTAINERENV_TRITON_CACHE_DIR=@CACHE@/triton
@@ -193,7 +194,7 @@ newest_complete() {
     for step in $(checkpoints); do
         if is_complete "$output_dir/checkpoint-$step"; then
             echo "$step"
-            return
+            return 0 # within a trap, a bare return would give the status from before the signal
         fi
     done
     echo 0
@@ -212,7 +213,6 @@ echo "job: start ${SLURM_RESTART_COUNT:-0} goes on from step $first" >&2
 
 _SIGNALS = """\
 warned=
-trainer=
 on_warning() { # the time limit is near, or the job is to make room
     trap '' USR1
     warned=yes
@@ -273,7 +273,7 @@ def render(job: Job) -> str:
     parts = [
         _head(job),
         _directives(job),
-        _STRICT_WITH_TRAPS if job.resume else _STRICT,
+        _STRICT,
         *([_modules(job)] if job.modules else []),
         _settings(job),
         *_environment(job),
