@@ -140,14 +140,17 @@ _SIGNAL_RANKS = """\
 # 30 s, and the end of a process that loads data would end the run.
 # shellcheck disable=SC2016 # run on each node
 signal_ranks='
-    of_job() { tr "\\0" "\\n" < "/proc/$1/environ" 2> /dev/null | grep -qx "SLURM_JOB_ID=$SLURM_JOB_ID"; }
-    is_rank() { tr "\\0" "\\n" < "/proc/$1/environ" 2> /dev/null | grep -q "^LOCAL_RANK="; }
+    variables() { { tr "\\0" "\\n" < "/proc/$1/environ"; } 2> /dev/null; }
+    of_job() { variables "$1" | grep -qx "SLURM_JOB_ID=$SLURM_JOB_ID"; }
+    is_rank() { variables "$1" | grep -q "^LOCAL_RANK="; }
+    ranks=()
     for directory in /proc/[0-9]*; do
         pid=${directory#/proc/}
         of_job "$pid" && is_rank "$pid" || continue
         parent=$(sed -n "s/^PPid:[[:space:]]*//p" "$directory/status" 2> /dev/null) || continue
-        is_rank "$parent" || kill -TERM "$pid" || true
-    done'
+        is_rank "$parent" || ranks+=("$pid")
+    done
+    [ "${#ranks[@]}" -eq 0 ] || kill -TERM "${ranks[@]}"'
 terminate() { on_every_node bash -c "$signal_ranks" || true; }
 """
 

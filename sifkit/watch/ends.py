@@ -123,14 +123,16 @@ def said_by_job(log: str) -> Said | None:
     return Said("job-file", about[-2] if len(about) > 1 else about[-1], about[-1])
 
 
-_ERROR = re.compile(r"^(?:\[?rank\d+\]?:\s*)?(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): ?(?P<text>.*)$")
+_ERROR = re.compile(
+    r"^(?:\[?rank\d+\]?:\s*)?(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)): ?(?P<text>.*)$"
+)
 _FILE = re.compile(r"\[Errno 2\] No such file or directory: '(?P<path>[^']+)'")
 # torchrun's own, which follows that of the rank
 _WRAPPERS = ("ChildFailedError", "CalledProcessError")
 
 
 def python_error(log: str) -> Said | None:
-    """The first exception of the last traceback, without those that only pass it on."""
+    """The last exception of the log that does not only pass another on."""
     found = [match for line in log.splitlines() if (match := _ERROR.match(line))]
     own = [match for match in found if not match["kind"].endswith(_WRAPPERS)]
     if not own:

@@ -217,3 +217,23 @@ def last_text(path: Path | None, most: int) -> str:
     except OSError:
         return ""
     return text.partition("\n")[2] if size > most and "\n" in text else text
+
+
+class TailFollower:
+    """The last lines of a log, read again only when it changed."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self._path, self._count = path, count
+        self._seen: tuple[float, int] | None = None
+        self._lines: tuple[str, ...] = ()
+
+    def look(self) -> tuple[str, ...]:
+        """`()` while there is no such file."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            return self._lines
+        seen = (status.st_mtime, status.st_size)
+        if seen != self._seen:
+            self._seen, self._lines = seen, last_lines(self._path, self._count)
+        return self._lines
