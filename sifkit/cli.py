@@ -24,6 +24,7 @@ from sifkit.commands import (
     sbatch,
     submit,
     train,
+    watch,
 )
 from sifkit.commands.options import narration
 from sifkit.errors import Exit, HostError, Interrupted, SifkitError, UsageError
@@ -47,6 +48,7 @@ app.command()(train.train)
 app.command()(sbatch.sbatch)
 app.command()(submit.submit)
 app.command()(submit.jobs)
+app.command()(watch.watch)
 app.add_typer(compat.app, name="compat")
 
 

@@ -155,8 +155,14 @@ stop_one() { # stop_one NAME: SIGTERM, SIGKILL after 10 s
 
 gone() { ! kill -0 "$1" 2> /dev/null || grep -q '^State:[[:space:]]*Z' "/proc/$1/status"; }
 
+idle() { ! squeue -h | grep -q .; }
+
 stop() {
     local node
+    if alive slurmctld; then # slurmd would leave running jobs to themselves
+        scancel --user="$(id -un)"
+        wait_for 30 "the jobs end" idle || true
+    fi
     for node in "${NODES[@]}"; do stop_one "slurmd-$node"; done
     stop_one slurmctld
     stop_one munged

@@ -73,7 +73,7 @@ def make_job(configs: tuple[Path, ...], overrides: tuple[str, ...], wishes: JobW
     resume = None
     if requeue:
         lead = timedelta(seconds=wishes.signal or site.signal)
-        resume = Resume(lead, saves_on_signal=readies[0].image.saves_on_signal)
+        resume = Resume(lead, saves_on_signal=all(_saves_on_signal(ready) for ready in readies))
     elif wishes.signal:
         raise UsageError("--signal warns a job that goes on afterwards", "say so: --requeue")
     return Job(
@@ -87,6 +87,11 @@ def make_job(configs: tuple[Path, ...], overrides: tuple[str, ...], wishes: JobW
         hf_home=tools.site.cache.hf_home,
         environment=tuple(Apptainer.find(tools.runner).privileges.run_env.items()),
     )
+
+
+def _saves_on_signal(ready: preflight.Ready) -> bool:
+    wanted = ready.launch.training.values.get("enable_jit_checkpoint") is not False
+    return wanted and ready.image.saves_on_signal
 
 
 def _run_wishes(wishes: JobWishes, gpus: int) -> preflight.Wishes:

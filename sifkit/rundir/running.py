@@ -33,11 +33,15 @@ class Sign:
 
 def signs_of_running(run: Run, now: datetime, proc: Path = Path("/proc")) -> tuple[Sign, ...]:
     """Every sign that something writes into the directory."""
-    status = run.directory.stat()
-    real = str(run.directory.resolve())
-    signs = [Sign(said, True) for said in _processes((status.st_dev, status.st_ino), real, proc)]
+    signs = [Sign(said, True) for said in writers(run.directory, proc)]
     fresh = _fresh(run, now)
     return (*signs, Sign(fresh, False)) if fresh else tuple(signs)
+
+
+def writers(directory: Path, proc: Path = Path("/proc")) -> tuple[str, ...]:
+    """Processes of this host that train into the directory, or have a file in it open for writing, in words."""
+    status = directory.stat()
+    return tuple(_processes((status.st_dev, status.st_ino), str(directory.resolve()), proc))
 
 
 def quiet_after(longest_pause: timedelta) -> timedelta:

@@ -14,10 +14,6 @@ from sifkit.launch import ENVIRONMENT_PASSED, FIXED, IN_CACHE, IN_CHECKOUT, Laun
 from sifkit.slurm.request import Job, require_resumable, show_time, with_signal
 
 _STRICT = """\
-set -euo pipefail
-"""
-
-_STRICT_WITH_TRAPS = """\
 # shellcheck disable=SC2317,SC2329 # functions that signals call
 set -euo pipefail
 """
@@ -53,7 +49,12 @@ case $tmp in *[:,]*) tmp=/tmp ;; esac
 if ! [ -d "$tmp" ] || ! [ -w "$tmp" ]; then tmp=/tmp; fi
 scratch=$tmp/sifkit-$SLURM_JOB_ID-$RANDOM$RANDOM
 on_every_node mkdir -p -m 700 "$scratch"
-trap 'on_every_node rm -rf "$scratch" || true' EXIT
+trainer=
+at_exit() {
+    if [ -n "$trainer" ]; then kill -KILL "$trainer" 2> /dev/null || true; fi
+    on_every_node rm -rf "$scratch" || true
+}
+trap at_exit EXIT
 on_every_node mkdir -p "$scratch/tmp" "$scratch/triton" "$scratch/inductor" "$scratch/matplotlib"
 options+=(--bind "$scratch:@CACHE@")
 export APPTAINERENV_TMPDIR=@CACHE@/tmp APPTAINERENV_TRITON_CACHE_DIR=@CACHE@/triton
@@ -139,14 +140,17 @@ _SIGNAL_RANKS = """\
 # 30 s, and the end of a process that loads data would end the run.
 # shellcheck disable=SC2016 # run on each node
 signal_ranks='
-    of_job() { tr "\\0" "\\n" < "/proc/$1/environ" 2> /dev/null | grep -qx "SLURM_JOB_ID=$SLURM_JOB_ID"; }
-    is_rank() { tr "\\0" "\\n" < "/proc/$1/environ" 2> /dev/null | grep -q "^LOCAL_RANK="; }
+    variables() { { tr "\\0" "\\n" < "/proc/$1/environ"; } 2> /dev/null; }
+    of_job() { variables "$1" | grep -qx "SLURM_JOB_ID=$SLURM_JOB_ID"; }
+    is_rank() { variables "$1" | grep -q "^LOCAL_RANK="; }
+    ranks=()
     for directory in /proc/[0-9]*; do
         pid=${directory#/proc/}
         of_job "$pid" && is_rank "$pid" || continue
         parent=$(sed -n "s/^PPid:[[:space:]]*//p" "$directory/status" 2> /dev/null) || continue
-        is_rank "$parent" || kill -TERM "$pid" || true
-    done'
+        is_rank "$parent" || ranks+=("$pid")
+    done
+    [ "${#ranks[@]}" -eq 0 ] || kill -TERM "${ranks[@]}"'
 terminate() { on_every_node bash -c "$signal_ranks" || true; }
 """
 
@@ -193,7 +197,7 @@ newest_complete() {
     for step in $(checkpoints); do
         if is_complete "$output_dir/checkpoint-$step"; then
             echo "$step"
-            return
+            return 0 # within a trap, a bare return would give the status from before the signal
         fi
     done
     echo 0
@@ -212,7 +216,6 @@ echo "job: start ${SLURM_RESTART_COUNT:-0} goes on from step $first" >&2
 
 _SIGNALS = """\
 warned=
-trainer=
 on_warning() { # the time limit is near, or the job is to make room
     trap '' USR1
     warned=yes
@@ -273,7 +276,7 @@ def render(job: Job) -> str:
     parts = [
         _head(job),
         _directives(job),
-        _STRICT_WITH_TRAPS if job.resume else _STRICT,
+        _STRICT,
         *([_modules(job)] if job.modules else []),
         _settings(job),
         *_environment(job),

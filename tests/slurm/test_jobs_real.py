@@ -94,11 +94,11 @@ def test_a_job_goes_on_after_its_time_limit_to_the_same_last_step(
     cluster: Cluster, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     """Warned by the real time limit, saved, requeued; a checkpoint cut off by a crash is set aside on the way."""
-    last, out = 500, tmp_path / "run"
+    last, out = 800, tmp_path / "run"
     config = make_config(max_steps=last, gradient_accumulation_steps=8)
     job = cluster.submit(str(config), "--requeue", "--time", "20", "--signal", "60", cwd=tmp_path)
     cluster.wait("some steps", lambda: logged(out) >= 5)
-    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=2")
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")  # the warning is due
     cluster.wait("the requeue", lambda: cluster.fields(job)["Restarts"] == "1", seconds=180)
     stopped = max(int(path.name.rpartition("-")[2]) for path in out.glob("checkpoint-*"))
     assert 5 <= stopped < last
@@ -124,6 +124,25 @@ def test_a_job_that_gets_nowhere_is_not_requeued_for_ever(
     cluster.run("scancel", "--batch", "--signal=USR1", job)
     assert cluster.wait_state(job, "FAILED")["Restarts"] == "0"
     assert "not requeued" in log.read_text()
+
+
+def test_a_trainer_that_cannot_save_on_a_signal_is_let_come_to_its_next_checkpoint(
+    cluster: Cluster, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """What transformers 4 needs: the signal must not end it before."""
+    out = tmp_path / "run"
+    config = make_config(max_steps=100_000, save_steps=50, gradient_accumulation_steps=4, enable_jit_checkpoint=False)
+    job = cluster.submit(str(config), "--requeue", "--time", "20", cwd=tmp_path)
+    cluster.wait("steps after a checkpoint", lambda: logged(out) > 60)
+    before = max(int(path.name.rpartition("-")[2]) for path in out.glob("checkpoint-*"))
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.wait("the requeue", lambda: cluster.fields(job)["Restarts"] == "1")
+    assert list(out.glob("checkpoint-*/trainer_state.json"))
+    said = (tmp_path / "logs" / f"run-{job}.err").read_text()
+    cluster.run("scancel", job)
+    went_on = int(said.rpartition("requeued, to go on from step ")[2].split()[0])
+    assert went_on > before
+    assert went_on % 50 == 0
 
 
 # ------------------------------------------------------------------------------- submitting once

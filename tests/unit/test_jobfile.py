@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -380,6 +382,111 @@ def test_sifkit_outputs_judges_them_alike(files: dict[str, str], tmp_path: Path)
     plant(tmp_path / "out" / "checkpoint-10", files)
     (checkpoint,) = read_run(tmp_path / "out").checkpoints
     assert checkpoint.status is not Status.COMPLETE
+
+
+# Trains until it is told to stop; then, as transformers does, writes a checkpoint and ends well.
+FAKE_TRAINER = """\
+#!/bin/bash
+trap 'mkdir -p "$OUT/checkpoint-20"; cp "$OUT"/checkpoint-10/* "$OUT/checkpoint-20"; exit 0' TERM
+touch "$OUT/started"
+while :; do sleep 0.1; done
+"""
+
+
+# As torchrun: two ranks, of which one has a process that loads data; each writes down the signal that it gets.
+FAKE_TORCHRUN = """\
+#!/bin/bash
+rank() {
+    trap 'echo "$1" >> "$OUT/told"; mkdir -p "$OUT/checkpoint-20"
+          cp "$OUT"/checkpoint-10/* "$OUT/checkpoint-20"; exit 0' TERM
+    touch "$OUT/$1"
+    while :; do sleep 0.1; done
+}
+loader() {
+    trap 'echo loader >> "$OUT/told"' TERM
+    until [ -e "$OUT/rank0" ] && [ -e "$OUT/rank1" ]; do sleep 0.1; done
+    touch "$OUT/started"
+    for _ in {1..50}; do sleep 0.1; done
+}
+export -f rank loader
+trap 'echo torchrun >> "$OUT/told"' TERM
+LOCAL_RANK=0 bash -c 'bash -c loader & rank rank0' &
+LOCAL_RANK=1 bash -c 'rank rank1' &
+wait -n
+wait -n
+"""
+
+
+def start_warned(tmp_path: Path, trainer: str, **changes: Any) -> subprocess.Popen[str]:
+    """A job that goes on from checkpoint-10, its trainer at work."""
+    out, place = tmp_path / "out", tmp_path / "run"
+    plant(out / "checkpoint-10", WHOLE)
+    place.mkdir()
+    fake_programs(place / "bin")
+    (place / "bin" / "apptainer").write_text(trainer)
+    (place / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$*" >> {place}/scontrol\n')
+    job = make_job(make_launch(make_training(output_dir=str(out))), resume=RESUME, **changes)
+    (place / "job.sbatch").write_text(render(job))
+    env = {
+        "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
+        "OUT": str(out),
+        "SLURM_JOB_ID": "4711",
+        "SLURMD_NODENAME": "n1",
+        "SLURM_JOB_NUM_NODES": "1",
+        "TMPDIR": str(place),
+    }
+    process = subprocess.Popen(["bash", place / "job.sbatch"], env=env, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 30
+    while not (out / "started").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    return process
+
+
+def test_a_warned_job_saves_and_is_requeued(tmp_path: Path) -> None:
+    process = start_warned(tmp_path, FAKE_TRAINER)
+    process.send_signal(signal.SIGUSR1)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, (tmp_path / "run" / "scontrol").read_text()) == (0, "requeue 4711\n")
+    assert "requeued, to go on from step 20" in said
+    assert not list((tmp_path / "run").glob("sifkit-*"))
+
+
+def test_below_torchrun_the_ranks_alone_are_told(tmp_path: Path) -> None:
+    process = start_warned(tmp_path, FAKE_TORCHRUN, resources=Resources(gpus=2))
+    other = subprocess.Popen(["sleep", "30"], env={**os.environ, "SLURM_JOB_ID": "1", "LOCAL_RANK": "0"})
+    try:
+        process.send_signal(signal.SIGUSR1)
+        _, said = process.communicate(timeout=60)
+        assert other.poll() is None  # a rank of another job
+    finally:
+        other.kill()
+        other.wait()
+    assert sorted(set((tmp_path / "out" / "told").read_text().split())) == ["rank0", "rank1"]
+    assert "requeued, to go on from step 20" in said
+    assert "denied" not in said
+
+
+def test_a_warned_job_without_a_new_checkpoint_fails(tmp_path: Path) -> None:
+    process = start_warned(tmp_path, FAKE_TRAINER.replace("mkdir -p", "exit 0; :"))
+    process.send_signal(signal.SIGUSR1)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "no checkpoint after step 10" in said
+    assert not (tmp_path / "run" / "scontrol").exists()
+
+
+def test_a_cancelled_job_tells_its_trainer_and_is_not_requeued(tmp_path: Path) -> None:
+    process = start_warned(tmp_path, FAKE_TRAINER)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert (tmp_path / "out" / "checkpoint-20").is_dir()
+    assert not (tmp_path / "run" / "scontrol").exists()
+
+
+def test_a_trainer_that_ends_by_itself_gives_the_jobs_exit_code(tmp_path: Path) -> None:
+    process = start_warned(tmp_path, '#!/bin/sh\ntouch "$OUT/started"\nexit 7\n')
+    process.communicate(timeout=60)
+    assert process.returncode == 7
 
 
 def test_jobs_without_resuming_leave_checkpoints_alone(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Following a job and its run: what Slurm says, what the trainer logs, and why it ended."""
