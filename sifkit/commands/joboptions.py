@@ -11,7 +11,7 @@ import typer
 
 from sifkit import preflight
 from sifkit.apptainer import Apptainer
-from sifkit.errors import UsageError
+from sifkit.errors import CommandFailed, UsageError
 from sifkit.execute import Tools
 from sifkit.slurm import cluster
 from sifkit.slurm.request import Job, Resources, Resume, for_array, job_name, parse_time
@@ -65,9 +65,8 @@ class JobWishes:
 def make_job(configs: tuple[Path, ...], overrides: tuple[str, ...], wishes: JobWishes, tools: Tools) -> Job:
     """The job, checked as far as this host can: config, checkout, image, and what the cluster says of itself."""
     site = tools.site.slurm
-    gpus = site.gpus if wishes.run.gpus is None else wishes.run.gpus
-    resources = cluster.fit(_resources(wishes, gpus, tools), cluster.read_cluster(tools.runner))
-    run = _run_wishes(wishes, gpus)
+    resources = make_resources(wishes, tools)
+    run = _run_wishes(wishes, resources.gpus)
     readies = [preflight.make_ready(config, overrides, run, tools) for config in configs]
     requeue = site.requeue if wishes.requeue is None else wishes.requeue
     resume = None
@@ -87,6 +86,22 @@ def make_job(configs: tuple[Path, ...], overrides: tuple[str, ...], wishes: JobW
         hf_home=tools.site.cache.hf_home,
         environment=tuple(Apptainer.find(tools.runner).privileges.run_env.items()),
     )
+
+
+def make_resources(wishes: JobWishes, tools: Tools) -> Resources:
+    """What is asked of Slurm, completed from the site and from what the cluster says of itself."""
+    gpus = tools.site.slurm.gpus if wishes.run.gpus is None else wishes.run.gpus
+    return cluster.fit(_resources(wishes, gpus, tools), _partitions(tools))
+
+
+def _partitions(tools: Tools) -> tuple[cluster.Partition, ...] | None:
+    """A job file can be written where Slurm does not answer; what the cluster offers is then not known."""
+    try:
+        return cluster.read_cluster(tools.runner)
+    except CommandFailed as error:
+        last = error.tail[-1] if error.tail else error.message
+        tools.progress.note(f"not checked against what the cluster offers, since sinfo does not answer: {last}")
+        return None
 
 
 def _saves_on_signal(ready: preflight.Ready) -> bool:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sifkit import files, preflight
 from sifkit.commands import joboptions as options
+from sifkit.commands.matrix import submit_verification
 from sifkit.commands.options import (
     JsonOption,
     ProjectOption,
@@ -33,8 +34,12 @@ from sifkit.slurm.request import Job
 
 def submit(
     words: Annotated[
-        list[str], typer.Argument(metavar="CONFIG… [KEY=VALUE]…", help="training YAML; several: with --array")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="CONFIG… [KEY=VALUE]…", help="training YAML; several: with --array"),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="verify images on nodes instead: those named, else all that are built")
+    ] = False,
     array: Annotated[bool, typer.Option("--array", help="several configs as one job array")] = False,
     after: Annotated[str | None, typer.Option("--after", help="start when this job has ended well")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="wait for the end; exit with the job's exit code")] = False,
@@ -86,7 +91,10 @@ def submit(
         name=name,
         logs=logs,
     )
-    configs, overrides = split_words(words, array=array)
+    if verify:
+        submit_verification(words or [], wishes, tools, site=site_file, wait=wait, as_json=json_)
+        return
+    configs, overrides = split_words(words or [], array=array)
     dependency = submission.Dependency(after) if after else None
     job = options.make_job(configs, overrides, wishes, tools)
     token = submission.new_token()

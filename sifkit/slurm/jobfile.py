@@ -11,7 +11,7 @@ import shlex
 from sifkit import __version__
 from sifkit.apptainer import Bind
 from sifkit.launch import ENVIRONMENT_PASSED, FIXED, IN_CACHE, IN_CHECKOUT, Launch
-from sifkit.slurm.request import Job, require_resumable, show_time, with_signal
+from sifkit.slurm.request import Job, Resources, require_resumable, show_time, with_signal
 
 _STRICT = """\
 # shellcheck disable=SC2317,SC2329 # functions that signals call
@@ -277,7 +277,7 @@ def render(job: Job) -> str:
         _head(job),
         _directives(job),
         _STRICT,
-        *([_modules(job)] if job.modules else []),
+        *([load_modules(job.modules)] if job.modules else []),
         _settings(job),
         *_environment(job),
         *([_RESUME] if job.resume else []),
@@ -300,11 +300,20 @@ def _head(job: Job) -> str:
 
 
 def _directives(job: Job) -> str:
-    asked = job.resources
+    tasks = len(job.launches) if job.is_array else None
+    text = directives(job.name, job.log_pattern, job.resources, tasks)
+    if not job.resume:
+        return text + "#SBATCH --no-requeue\n"
+    lead = int(job.resume.lead.total_seconds())
+    return text + f"#SBATCH --requeue\n#SBATCH --open-mode=append\n#SBATCH --signal=B:USR1@{lead}\n"
+
+
+def directives(name: str, log_pattern: str, asked: Resources, tasks: int | None) -> str:
+    """The `#SBATCH` lines of what is asked. `tasks`: of a job array, None for a job of its own."""
     lines = [
-        ("job-name", job.name),
-        ("output", f"{job.log_pattern}.out"),
-        ("error", f"{job.log_pattern}.err"),
+        ("job-name", name),
+        ("output", f"{log_pattern}.out"),
+        ("error", f"{log_pattern}.err"),
         ("partition", asked.partition),
         ("account", asked.account),
         ("qos", asked.qos),
@@ -317,17 +326,14 @@ def _directives(job: Job) -> str:
         ("time", show_time(asked.time) if asked.time else None),
         ("mail-user", asked.mail_user),
         ("mail-type", asked.mail_type if asked.mail_user else None),
-        ("array", f"0-{len(job.launches) - 1}" if job.is_array else None),
+        ("array", None if tasks is None else f"0-{tasks - 1}"),
     ]
-    text = "".join(f"#SBATCH --{name}={value}\n" for name, value in lines if value is not None)
-    if not job.resume:
-        return text + "#SBATCH --no-requeue\n"
-    lead = int(job.resume.lead.total_seconds())
-    return text + f"#SBATCH --requeue\n#SBATCH --open-mode=append\n#SBATCH --signal=B:USR1@{lead}\n"
+    return "".join(f"#SBATCH --{name}={value}\n" for name, value in lines if value is not None)
 
 
-def _modules(job: Job) -> str:
-    loads = "".join(f"module load {shlex.quote(module)}\n" for module in job.modules)
+def load_modules(modules: tuple[str, ...]) -> str:
+    """`module load` of each."""
+    loads = "".join(f"module load {shlex.quote(module)}\n" for module in modules)
     return f"# ---- the site's modules; their scripts are not made for `set -u`\nset +u\n{loads}set -u\n"
 
 

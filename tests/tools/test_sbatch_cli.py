@@ -59,6 +59,18 @@ def test_a_job_file_is_written_and_never_lost(place: Path, capsys: pytest.Captur
     assert "# mine" not in file.read_text()
 
 
+def test_a_job_file_can_be_written_where_slurm_does_not_answer(
+    place: Path, fake_tool: FakeTool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    fake_tool("sinfo", "echo 'sinfo: fatal: Could not establish a configuration source' >&2; exit 1")
+    monkeypatch.setattr("sifkit.run.Runner.which", lambda _, program: shutil.which(program))
+    assert sifkit("sbatch", "train.yaml") == Exit.OK
+    assert "Could not establish a configuration source" in capsys.readouterr().err
+    assert (place / "train.sbatch").is_file()
+
+
 def test_a_recipe_of_the_checkout_is_found_by_its_own_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sifkit("sbatch", "examples/train_lora/a_lora_sft.yaml", "-o", "-") == Exit.OK
     text = capsys.readouterr().out
