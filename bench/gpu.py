@@ -423,8 +423,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             sys.stdout.write(section)
     except SifkitError as error:
-        sys.stderr.write(f"error: {error.message}\n" + (f"fix: {error.fix}\n" if error.fix else ""))
-        return error.exit
+        return page.say(error)
     return 0
 
 

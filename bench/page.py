@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sifkit.errors import UsageError
+from sifkit.errors import SifkitError, UsageError
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -26,6 +26,12 @@ def record(page: str, what: str, text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
     write(page, what, text)
+
+
+def say(error: SifkitError) -> int:
+    """An error in words, on standard error; its exit code."""
+    sys.stderr.write(f"error: {error.message}\n" + (f"fix: {error.fix}\n" if error.fix else ""))
+    return error.exit
 
 
 def _parts(page: str, what: str) -> tuple[str, str, str]:

@@ -75,8 +75,7 @@ def main() -> int:
     try:
         page.record("benchmarks.md", "verification", table([read(path) for path in parser.parse_args().reports]))
     except SifkitError as error:
-        sys.stderr.write(f"error: {error.message}\n" + (f"fix: {error.fix}\n" if error.fix else ""))
-        return error.exit
+        return page.say(error)
     return 0
 
 

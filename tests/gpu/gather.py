@@ -31,6 +31,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
 from uv import find_uv_bin
 
+from bench import page
 from sifkit.errors import CommandFailed, HostError, SifkitError, UsageError
 from sifkit.site import apt_mirrors
 
@@ -64,8 +65,7 @@ def main() -> int:
     try:
         gather(directory)
     except SifkitError as error:
-        sys.stderr.write(f"error: {error.message}\n" + (f"fix: {error.fix}\n" if error.fix else ""))
-        return error.exit
+        return page.say(error)
     return 0
 
 
