@@ -31,7 +31,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
 from uv import find_uv_bin
 
-from bench import page
 from sifkit.errors import CommandFailed, HostError, SifkitError, UsageError
 from sifkit.site import apt_mirrors
 
@@ -65,7 +64,8 @@ def main() -> int:
     try:
         gather(directory)
     except SifkitError as error:
-        return page.say(error)
+        sys.stderr.write(f"error: {error.message}\n" + (f"fix: {error.fix}\n" if error.fix else ""))
+        return error.exit
     return 0
 
 
