@@ -1,6 +1,6 @@
 """What sifkit promises in figures, each against the way that people have today: same host, one run.
 
-    python -m bench [build] [audit]
+    python -m bench [build] [audit] [watch]
 
 Prints tables, and writes them into docs/benchmarks.md. The build needs about 30 GB of space and a quarter of an hour.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import audit, page
+from bench import audit, page, watch
 from sifkit import execute, site
 from sifkit.apptainer import Apptainer
 from sifkit.deffile import HOST_DIR
@@ -142,13 +142,18 @@ def audits(work: Path) -> None:
     record("make bench, audit", f"{where()}:\n\n{audit.table(rows)}")
 
 
+def watches(work: Path) -> None:
+    """Watching a log that grows."""
+    record("make bench, watch", f"{where()}:\n\n{watch.table(watch.measure(work))}")
+
+
 def record(what: str, text: str) -> None:
     """On standard output, and into docs/benchmarks.md."""
     sys.stdout.write(text)
     page.write("benchmarks.md", what, text)
 
 
-PARTS = {"build": builds, "audit": audits}
+PARTS = {"build": builds, "audit": audits, "watch": watches}
 
 
 def main() -> int:
