@@ -104,12 +104,30 @@ def test_a_job_forgotten_in_the_middle_is_judged_by_its_run(fake_tool: FakeTool,
     assert (view.ended, view.ok, view.runs[0].state) == (True, True, "FORGOTTEN")
 
 
-def test_an_older_runs_log_is_not_shown_for_a_job_that_waits(fake_tool: FakeTool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["PENDING", "CANCELLED"])
+def test_an_older_runs_log_is_not_shown_for_a_job_that_never_ran(
+    fake_tool: FakeTool, tmp_path: Path, state: str
+) -> None:
     run = write_unfinished(tmp_path / "run")
-    scontrol(fake_tool, SHOW.format("PENDING", "Priority", 1, "0:0"), f"echo output_dir={run}")
+    show = SHOW.format(state, "Priority", 1, "0:0")
+    scontrol(fake_tool, show.removesuffix("'") + " RunTime=00:00:00'", f"echo output_dir={run}")
     runner = Runner(os.environ)
     (seen,) = JobWatch(runner, "7", ask(runner, "7")).look().runs
     assert (seen.facts and seen.facts.reason, seen.directory) == ("Priority", None)
+
+
+def test_where_the_logs_are_stays_known_when_only_sacct_answers(fake_tool: FakeTool, tmp_path: Path) -> None:
+    log = write(tmp_path / "err", "ValueError: boom\n")
+    show = SHOW.format("RUNNING", "None", 1, "0:0")
+    scontrol(fake_tool, show.removesuffix("'") + f" StdErr={log}'")
+    runner = Runner(os.environ)
+    watch = JobWatch(runner, "7", ask(runner, "7"))
+    scontrol(fake_tool, UNKNOWN)
+    fake_tool("sacct", "echo '7|run|FAILED|1:0|n1|00:01:00|01:00:00|/elsewhere'")
+    watch._take(ask(runner, "7"))
+    (run,) = watch.look().runs
+    assert run.verdict is not None
+    assert run.verdict.cause == "ValueError: boom"
 
 
 def test_escapes_of_a_log_do_not_reach_the_terminal(
