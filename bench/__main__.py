@@ -1,6 +1,6 @@
 """What sifkit promises in figures, each against the way that people have today: same host, one run.
 
-    python -m bench [build] [audit]
+    python -m bench [build] [audit] [watch]
 
 Prints tables, and writes them into docs/benchmarks.md. The build needs about 30 GB of space and a quarter of an hour.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import audit, page
+from bench import audit, page, watch
 from sifkit import execute, site
 from sifkit.apptainer import Apptainer
 from sifkit.deffile import HOST_DIR
@@ -139,10 +139,19 @@ def audits(work: Path) -> None:
     if not image.is_file():
         raise UsageError(f"{image} is not there", "build it first: make sif")
     rows = audit.measure(image, Apptainer.find(Runner(environ)), work)
-    page.record("benchmarks.md", "make bench, audit", f"{where()}:\n\n{audit.table(rows)}")
+    page.record("benchmarks.md", "make bench, audit", f"{where()}:
+
+{audit.table(rows)}")
 
 
-PARTS = {"build": builds, "audit": audits}
+def watches(work: Path) -> None:
+    """Watching a log that grows."""
+    page.record("benchmarks.md", "make bench, watch", f"{where()}:
+
+{watch.table(watch.measure(work))}")
+
+
+PARTS = {"build": builds, "audit": audits, "watch": watches}
 
 
 def main() -> int:
@@ -152,8 +161,7 @@ def main() -> int:
             with tempfile.TemporaryDirectory(prefix="sifkit-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as work:
                 PARTS[name](Path(work))
     except SifkitError as error:
-        sys.stderr.write(f"error: {error.message}\n" + (f"fix: {error.fix}\n" if error.fix else ""))
-        return error.exit
+        return page.say(error)
     return 0
 
 

@@ -144,7 +144,7 @@ def _tell(number: str, job: Job, file: Path, tools: Tools, *, as_json: bool) -> 
         print_json({"job": number, "file": str(file), "logs": logs, "output_dirs": outputs})
     else:
         sys.stdout.write(f"{number}\n")
-    tools.progress.note(f"follow it: squeue --job {number}; tail -F {' '.join(logs)}")
+    tools.progress.note(f"follow it: sifkit watch {number}; tail -F {' '.join(logs)}")
     tools.progress.note(f"stop it:   scancel {number}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -16,7 +17,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from sifkit.commands.options import ProjectOption, SiteOption, VerboseOption, make_tools, out_console
+from sifkit.commands.options import VerboseOption, narration, out_console
 from sifkit.errors import CommandFailed, Exit, HostError, Interrupted, UsageError
 from sifkit.printable import printable
 from sifkit.run import Runner
@@ -56,8 +57,6 @@ def watch(
         Path | None, typer.Option("--dir", help="output_dir of the job, where its job file does not say it")
     ] = None,
     every: Annotated[float, typer.Option("--every", min=0.2, max=3600, help="seconds between two looks")] = EVERY,
-    project: ProjectOption = None,
-    site_file: SiteOption = None,
     json_: Annotated[bool, typer.Option("--json", help="a stream of JSON objects, one a line")] = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -67,8 +66,8 @@ def watch(
 
     Exit code: 0 the job completed, 1 it failed, 2 there is no such job or directory, 3 there is no Slurm here.
     """
-    tools = make_tools(project, site_file, verbose)
-    name, source = open_target(target, directory, tools.runner)
+    echo = (lambda text: narration.print(text, markup=False, highlight=False, soft_wrap=True)) if verbose else None
+    name, source = open_target(target, directory, Runner(os.environ, echo))
     display = _display(json_)
     try:
         view = follow(source, display, every=every)

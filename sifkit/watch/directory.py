@@ -53,7 +53,15 @@ class DirectoryWatch:
         """What is known now."""
         progress = self._follower.look()
         verdict = None if progress.catching_up else self._verdict(progress)
-        return View((Watched(str(self._directory), None, self._directory, progress, (), verdict),))
+        note = "" if verdict else self._note(progress)
+        return View((Watched(str(self._directory), None, self._directory, progress, (), verdict, note),))
+
+    def _note(self, progress: Progress) -> str:
+        """Why the end is not said yet, though no process of this host writes."""
+        if not self._without or self._seen_writer or progress.catching_up:
+            return ""
+        limit = round(quiet_after(progress.log.longest_pause).total_seconds() / 60)
+        return f"no process of this host writes to it; after {limit} min without a row it is taken for stopped"
 
     def _verdict(self, progress: Progress) -> Verdict | None:
         quiet = self._quiet(progress)

@@ -28,6 +28,7 @@ STDERR_LINES = 5
 _LOG = 1 << 17  # bytes of a log that are searched for the cause
 _SLOW = 6.0  # seconds without an answer after which it is said
 _TIMES_FORGOTTEN = 2
+_NOT_RUN = "00:00:00"  # RunTime of a job that waits, or never started
 
 
 class JobWatch:
@@ -93,10 +94,15 @@ class JobWatch:
             self._forgotten += 1
             return
         self._forgotten = 0
-        tasks = tuple(self._without_doubt(task) for task in answer.tasks)
+        tasks = tuple(self._without_doubt(self._with_logs(task)) for task in answer.tasks)
         if [(each.id, each.state) for each in tasks] != [(each.id, each.state) for each in self._tasks]:
             self._changed = now
         self._tasks = tasks
+
+    def _with_logs(self, task: JobFacts) -> JobFacts:
+        """sacct does not tell where the logs are; what scontrol said before stays true."""
+        known = next((each for each in self._tasks if each.id == task.id), task)
+        return replace(task, stdout=known.stdout or task.stdout, stderr=known.stderr or task.stderr)
 
     def _without_doubt(self, task: JobFacts) -> JobFacts:
         """A state that may only be on the way to a requeue must be seen twice to be the end."""
@@ -115,7 +121,7 @@ class JobWatch:
 
     def _follower(self, task: JobFacts) -> RunFollower | None:
         known = self._followers.get(task.index)
-        if known or (task.state == "PENDING" and task.restarts == 0):  # what lies there is an older run's
+        if known or (task.ran == _NOT_RUN and task.restarts == 0):  # what lies there is an older run's
             return known
         directory = self._directory or output_dirs(self._script or "").get(task.index)
         if directory:

@@ -29,6 +29,7 @@ class Watched:
     progress: Progress = field(default_factory=Progress)
     stderr: tuple[str, ...] = ()  # the last lines
     verdict: Verdict | None = None  # once it has ended
+    note: str = ""  # what else to know now
 
     @property
     def state(self) -> str:
@@ -177,10 +178,10 @@ def _one(run: Watched, width: int, height: int, unicode: bool) -> list[str]:
         lines.append("  ".join([_bar(run, unicode), step, *pace_words(run)]).strip())
     lines += [", ".join(loss_words(run, "→" if unicode else "->"))] if step else []
     stderr = [f"  {line}" for line in run.stderr]
-    room = height - len(lines) - (len(stderr) + 1 if stderr else 0) - 1
+    room = height - len(lines) - (len(stderr) + 1 if stderr else 0) - bool(run.note) - 1
     if room >= 4:
         lines += draw(run.progress.log.loss.points, min(width, CURVE_WIDTH), min(room - 1, 10), unicode=unicode)
-    return [*lines, *(["stderr:", *stderr] if stderr else [])]
+    return [*lines, *([run.note] if run.note else []), *(["stderr:", *stderr] if stderr else [])]
 
 
 def _bar(run: Watched, unicode: bool) -> str:
@@ -207,7 +208,8 @@ def plain_state(run: Watched) -> str:
     """A line of its own whenever it changes: without what changes all the time."""
     facts = run.facts
     said = re.sub(r", [\d:-]+ of [^,]*", "", state_words(run))
-    return f"{run.name}: {said}" + (f" [{facts.name}]" if facts and facts.name else "")
+    note = f"; {run.note}" if run.note else ""
+    return f"{run.name}: {said}" + (f" [{facts.name}]" if facts and facts.name else "") + note
 
 
 def plain_progress(run: Watched) -> str:
