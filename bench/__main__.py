@@ -139,16 +139,12 @@ def audits(work: Path) -> None:
     if not image.is_file():
         raise UsageError(f"{image} is not there", "build it first: make sif")
     rows = audit.measure(image, Apptainer.find(Runner(environ)), work)
-    page.record("benchmarks.md", "make bench, audit", f"{where()}:
-
-{audit.table(rows)}")
+    page.record("benchmarks.md", "make bench, audit", f"{where()}:\n\n{audit.table(rows)}")
 
 
 def watches(work: Path) -> None:
     """Watching a log that grows."""
-    page.record("benchmarks.md", "make bench, watch", f"{where()}:
-
-{watch.table(watch.measure(work))}")
+    page.record("benchmarks.md", "make bench, watch", f"{where()}:\n\n{watch.table(watch.measure(work))}")
 
 
 PARTS = {"build": builds, "audit": audits, "watch": watches}
