@@ -150,10 +150,18 @@ def watches(work: Path) -> None:
 PARTS = {"build": builds, "audit": audits, "watch": watches}
 
 
+def _parts(words: list[str]) -> list[str]:
+    """Those named, else all. Raises `UsageError` for one that is not there."""
+    unknown = [word for word in words if word not in PARTS]
+    if unknown:
+        raise UsageError(f"there is no part {unknown[0]!r}", f"name one of: {', '.join(PARTS)}")
+    return words or list(PARTS)
+
+
 def main() -> int:
     """Measure all parts, or those that are named."""
     try:
-        for name in sys.argv[1:] or PARTS:
+        for name in _parts(sys.argv[1:]):
             with tempfile.TemporaryDirectory(prefix="sifkit-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as work:
                 PARTS[name](Path(work))
     except SifkitError as error:
