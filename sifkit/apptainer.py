@@ -17,7 +17,7 @@ from typing import Any
 from packaging.version import Version
 from spython.main import get_client
 
-from sifkit.errors import CommandFailed, HostError
+from sifkit.errors import CommandFailed, HostError, UsageError
 from sifkit.run import Command, Runner
 
 OLDEST = Version("1.2.0")  # the first with unprivileged builds without setuid that need no configuration
@@ -42,7 +42,7 @@ class Bind:
     def option(self) -> str:
         """The value for `--bind`; Apptainer splits at commas and colons and knows no escape for them."""
         if re.search(r"[:,]", f"{self.source}{self.target}"):
-            raise HostError(
+            raise UsageError(
                 f"Apptainer cannot bind {self.source}: its path holds ':' or ','", "use a path without them"
             )
         return f"{self.source}:{self.target}" + ("" if self.writable else ":ro")

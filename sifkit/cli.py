@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from types import FrameType
@@ -86,12 +87,21 @@ def _quiet_exit() -> int:
     return 128 + signal.SIGPIPE
 
 
+def _require_no_empty_word(words: list[str]) -> None:
+    """As a path it would mean the current directory, as an option's value that it was not given."""
+    empty = [word for word in words if word == "" or re.fullmatch("--[a-z-]+=", word)]
+    if empty:
+        said = f"{empty[0]} has an empty value" if empty[0] else "there is an empty word on the command line"
+        raise UsageError(said, "a shell variable that is not set? write the value out, or leave the option out")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code. Unexpected exceptions keep their traceback: they are our bugs."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
             signal.signal(number, _interrupt)
     try:
+        _require_no_empty_word(sys.argv[1:] if argv is None else argv)
         code = app(args=argv, prog_name="sifkit", standalone_mode=False)
         return int(code or 0)
     except SifkitError as error:

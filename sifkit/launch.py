@@ -7,6 +7,7 @@ examples mean by them; and every absolute path that the config names, at the sam
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -78,6 +79,15 @@ FIXED = {"PYTHONUNBUFFERED": "1", "PYTHONNOUSERSITE": "1"}
 
 # Keys of a training YAML whose directories a run writes (llamafactory/hparams/*.py, transformers TrainingArguments).
 _WRITTEN = ("output_dir", "logging_dir", "tokenized_path", "cache_dir", "ray_storage_path")
+
+_READ = (
+    "model_name_or_path",
+    "adapter_name_or_path",
+    "dataset_dir",
+    "media_dir",
+    "deepspeed",
+    "resume_from_checkpoint",
+)
 
 _SAFE_RELATIVE = re.compile(r"[A-Za-z0-9._/+=@%-]+")
 
@@ -205,6 +215,7 @@ def plan_launch(
             f"output_dir: {training.output_dir} would lie in the cached checkout {checkout}",
             "give a checkout of your own (--checkout DIR; sifkit checkout VERSION DIR), or an absolute output_dir",
         )
+    _require_places(training.values)
     binds = [*config_bind, *_site_binds(site), *_path_binds(training.values, output_dir)]
     if hf_home:
         binds.append(Bind(hf_home, str(hf_home), writable=True))
@@ -275,6 +286,25 @@ def _path_binds(values: Mapping[str, Any], output_dir: Path) -> list[Bind]:
                 whole = _hub_model(path)
                 binds.append(Bind(whole, str(whole)))
     return [bind for bind in binds if not Path(bind.target).is_relative_to(IN_CHECKOUT)]
+
+
+# Directories of the container that nothing may hide: its programs, and what the kernel shows.
+_OF_THE_IMAGE = ("/opt/venv", "/opt/sifkit", "/usr", "/etc", "/bin", "/lib", "/lib64", "/proc", "/sys", "/dev")
+
+
+def _require_places(values: Mapping[str, Any]) -> None:
+    """Raises `UsageError` for paths that the container does not see, or that would hide what the image holds."""
+    for key in (*_WRITTEN, *_READ):
+        for text in _texts(values.get(key)):
+            if os.path.normpath(text).split("/")[0] == "..":
+                message = f"{key}: {text} leaves the checkout, which is all that the container sees"
+                raise UsageError(message, "write an absolute path")
+            if key in _WRITTEN and _hides(Path(os.path.normpath(text))):
+                raise UsageError(f"{key}: {text} would hide what the image holds there", "use a directory of your own")
+
+
+def _hides(place: Path) -> bool:
+    return any(Path(inside).is_relative_to(place) or place.is_relative_to(inside) for inside in _OF_THE_IMAGE)
 
 
 def _texts(value: object) -> list[str]:

@@ -12,6 +12,7 @@ from rich.text import Text
 from sifkit.compat.tables import Tables
 from sifkit.errors import UsageError
 from sifkit.execute import Tools, load_image, make_step
+from sifkit.printable import printable
 from sifkit.spec import load_spec
 from sifkit.verify.record import Record, latest_of_each_kind, read_records
 
@@ -106,7 +107,7 @@ def as_table(rows: Sequence[Row], tables: Tables) -> Table:
         size = "" if row.size is None else f"{row.size / 1e9:.1f} GB"
         serves = (f"≥ {row.driver}" if row.driver else "", " ".join(representatives(row.gpus, tables)))
         pins = (row.llamafactory, row.torch, row.cuda, row.python, row.base, size, *serves)
-        cells = (Text(cell) for cell in (*pins, row.why))  # Text: brackets in a message are no markup
+        cells = (Text(printable(cell)) for cell in (*pins, row.why))  # Text: brackets in a message are no markup
         table.add_row(Text(row.name), Text(row.state, style=colour), *cells)
     return table
 

@@ -68,6 +68,7 @@ def make_ready(word: Path, overrides: tuple[str, ...], wishes: Wishes, tools: To
     training = training or read_training(find_config(word, checkout), overrides)
     require_trainable(training, checkout)
     nv = wishes.nv if wishes.nv is not None else _gpu_expected(wishes)
+    require_device(training, gpu=nv)
     launch = plan_launch(
         image.path,
         checkout,
@@ -144,6 +145,16 @@ def require_trainable(training: Training, checkout: Path) -> None:
     deepspeed = training.values.get("deepspeed")
     if isinstance(deepspeed, str) and not host_path(deepspeed, checkout).is_file():
         raise ProblemFound(f"deepspeed: {deepspeed} is not in {checkout}", "name a file of examples/deepspeed/")
+
+
+def require_device(training: Training, *, gpu: bool) -> None:
+    """Half precision is refused without a GPU (hparams/parser.py). Raises `ProblemFound`."""
+    half = [key for key in ("bf16", "fp16") if training.values.get(key) is True]
+    if half and not gpu:
+        message = f"{half[0]}: true needs a GPU, and this run has none: LLaMA-Factory would stop at once"
+        raise ProblemFound(
+            message, f"ask for a GPU, or train on the CPU: use_cpu=true {half[0]}=false after the config"
+        )
 
 
 def _require_directory(key: str, value: object, checkout: Path) -> None:

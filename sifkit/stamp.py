@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from sifkit import checkout
 from sifkit.apptainer import Apptainer
 from sifkit.errors import ProblemFound, UsageError
 from sifkit.execute import Tools, load_image
+from sifkit.host import existing
 from sifkit.lock import read_lock
 from sifkit.model import IMAGE_NAME, Site
 from sifkit.store import sha256_of
@@ -53,6 +55,10 @@ def require(wishes: Wishes) -> None:
             raise UsageError(f"--{name} {path}: there is no such {kind}", f"give the path of a {kind} that is there")
     if wishes.report is not None and wishes.report.exists() and not wishes.report.is_dir():
         raise UsageError(f"--report {wishes.report}: that is a file", "give a directory")
+    if wishes.report is not None and not os.access(existing(wishes.report.absolute()), os.W_OK):
+        raise UsageError(f"--report {wishes.report}: nothing can be written there", "give a directory of yours")
+    if wishes.device == "cpu" and wishes.gpus > 1:
+        raise UsageError(f"--gpus {wishes.gpus} and --device cpu", "leave out one of them")
     if wishes.method == "qlora" and wishes.device == "cpu":
         raise UsageError("--method qlora: 4-bit weights need a GPU", "leave out --device cpu, or --method lora")
     if wishes.device == "gpu":

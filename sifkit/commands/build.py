@@ -23,7 +23,7 @@ from sifkit.commands.options import (
 )
 from sifkit.errors import Exit, UsageError
 from sifkit.execute import Tools
-from sifkit.spec import DEFAULT_IMAGE
+from sifkit.spec import DEFAULT_IMAGE, load_spec
 from sifkit.verify.report import as_json as as_json_report
 from sifkit.verify.smoke import Method
 
@@ -51,6 +51,11 @@ def build(
     """Build images; list, render or verify them."""
     if list_ + render + verify > 1:
         raise UsageError("--list, --render and --verify are different things", "give one of them")
+    wishes = stamp.Wishes(device, gpus, checkout, config, model, report, keep, method)
+    if not verify and wishes != stamp.Wishes("gpu"):
+        raise UsageError("an option of --verify without it", "add --verify, or leave the option out")
+    if list_ and images:
+        raise UsageError("--list shows every image", "leave the names out")
     tools = make_tools(project, site_file, verbose)
     names = list(dict.fromkeys(image_name(name, tools, verify=verify) for name in images or [DEFAULT_IMAGE]))
     if list_:
@@ -61,7 +66,7 @@ def build(
         _verify(
             names,
             tools,
-            stamp.Wishes(device, gpus, checkout, config, model, report, keep, method),
+            wishes,
             force=force,
             checked=not no_check,
             as_json=json_,
@@ -103,9 +108,11 @@ def _print_built(steps: list[execute.Step], tools: Tools, as_json: bool) -> None
 def _verify(names: list[str], tools: Tools, wishes: stamp.Wishes, *, force: bool, checked: bool, as_json: bool) -> None:
     if wishes.report and len(names) > 1:
         raise UsageError("--report names one directory, but several images are verified", "verify them one by one")
+    ours = [name for name in names if not name.endswith(".sif")]
+    for name in ours:
+        load_spec(tools.project, name)  # a name that nobody knows is said before a GPU that is missing
     stamp.require(wishes)
-    files = [name for name in names if name.endswith(".sif")]
-    execute.build_all([name for name in names if name not in files], tools, force=force, checked=checked)
+    execute.build_all(ours, tools, force=force, checked=checked)
     reports = [_verify_one(name, tools, wishes, as_json=as_json) for name in names]
     if as_json:
         print_json([as_json_report(report) for report in reports])

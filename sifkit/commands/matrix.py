@@ -50,7 +50,8 @@ def submit_verification(
         _tell(number, wanted, tools, as_json=as_json)
         return
     tools.progress.note(f"job {number}: {', '.join(wanted.images)}")
-    queue.wait_for(tools.runner, number, lambda state: tools.progress.note(f"job {number}: {state}"))
+    with queue.goes_on(number):
+        queue.wait_for(tools.runner, number, lambda state: tools.progress.note(f"job {number}: {state}"))
     verdicts = [verdict(image, wanted.log(number, task), began, tools) for task, image in enumerate(wanted.images)]
     _show(number, verdicts, as_json=as_json)
     if not all(found.passed for found in verdicts):

@@ -19,7 +19,7 @@ from sifkit.progress import progress_for
 from sifkit.run import Runner
 from sifkit.spec import find_project
 
-narration = Console(stderr=True)
+narration = Console(stderr=True, emoji=False)  # `:x:` in a path is no emoji
 
 Device = Literal["gpu", "cpu"]
 
@@ -68,7 +68,7 @@ def out_console() -> Console:
     """Standard output; a pipe has no width to fit into. What its encoding does not have is shown as an escape."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    return Console(emoji=False) if sys.stdout.isatty() else Console(width=200, emoji=False)
 
 
 def print_json(value: object) -> None:

@@ -92,10 +92,13 @@ def submit(
         logs=logs,
     )
     if verify:
+        _require_of_verification(array, nodes > 1, after, image, checkout, nv, requeue, signal, copy_image, name)
         submit_verification(words or [], wishes, tools, site=site_file, wait=wait, as_json=json_)
         return
     configs, overrides = split_words(words or [], array=array)
-    dependency = submission.Dependency(after) if after else None
+    dependency = None if after is None else submission.Dependency(after)
+    if dependency:
+        submission.require_known(tools.runner, dependency)
     job = options.make_job(configs, overrides, wishes, tools)
     token = submission.new_token()
     file = _job_file(job, token)
@@ -104,6 +107,15 @@ def submit(
     _tell(number, job, file, tools, as_json=json_)
     if wait:
         raise typer.Exit(_wait(number, tools))
+
+
+def _require_of_verification(*of_training: object) -> None:
+    """Raises `UsageError` for options that a verification does not heed."""
+    if any(value not in (None, False) for value in of_training):
+        raise UsageError(
+            "--verify takes images' names and what is asked of the node: --gpus, --cpus, --mem, --time, --partition, …",
+            "leave out what belongs to a training: --image, --checkout, --nodes, --after, --requeue, --name, …",
+        )
 
 
 def split_words(words: list[str], *, array: bool) -> tuple[tuple[Path, ...], tuple[str, ...]]:
@@ -153,7 +165,8 @@ def _log_name(number: str, job: Job, task: int) -> str:
 
 
 def _wait(number: str, tools: Tools) -> int:
-    end = queue.wait_for(tools.runner, number, lambda state: tools.progress.note(f"job {number}: {state}"))
+    with queue.goes_on(number):
+        end = queue.wait_for(tools.runner, number, lambda state: tools.progress.note(f"job {number}: {state}"))
     return end.exit
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sifkit.errors import CommandFailed
+from sifkit.errors import CommandFailed, HostError, Interrupted
 from sifkit.run import Runner
 from sifkit.slurm.cluster import slurm_command
 
@@ -58,7 +59,12 @@ class Ended:
 def list_jobs(runner: Runner) -> tuple[QueuedJob, ...]:
     """This user's jobs that carry sifkit's comment. Raises `CommandFailed` when Slurm does not answer."""
     command = slurm_command(runner, "squeue", "--me", "--noheader", "--states=all", f"--format={_FIELDS}")
-    return parse_squeue(runner.run(command, timeout=ANSWERS_WITHIN).output)
+    try:
+        return parse_squeue(runner.run(command, timeout=ANSWERS_WITHIN).output)
+    except CommandFailed as error:
+        if "configuration source" in error.message:
+            raise HostError("no Slurm is configured here", "ask on a login node, or set SLURM_CONF") from None
+        raise
 
 
 def parse_squeue(text: str) -> tuple[QueuedJob, ...]:
@@ -96,6 +102,15 @@ def ended(fields: dict[str, str]) -> Ended | None:
         return None
     code, _, signal = fields.get("ExitCode", "0:0").partition(":")
     return Ended(state, int(code or 0), int(signal or 0))
+
+
+@contextmanager
+def goes_on(number: str) -> Iterator[None]:
+    """Whatever interrupts us does not stop the job: that is said."""
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        raise Interrupted(f"stopped waiting; job {number} goes on", f"to stop it: scancel {number}") from None
 
 
 def wait_for(

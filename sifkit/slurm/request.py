@@ -65,6 +65,9 @@ class Resume:
         return lead - 30 if lead >= 90 else lead * 2 // 3
 
 
+_LONGEST_NAME = 100  # with the job's number and an ending it names files, which may have 255 bytes
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything that a job file says. Several launches: a job array, one task each."""
@@ -86,6 +89,9 @@ class Job:
             require_plain("slurm.modules", module)
         if "/" in self.name or "%" in self.name + self.logs:
             raise UsageError(f"{self.name!r}, {self.logs!r}: a job's name holds '/' or '%'", "use another: --name NAME")
+        if self.name.startswith(".") or len(self.name) > _LONGEST_NAME:
+            said = "begins with a dot" if self.name.startswith(".") else f"has more than {_LONGEST_NAME} letters"
+            raise UsageError(f"--name {self.name[:70]}: the name {said}, and its logs have it too", "use another")
 
     @property
     def is_array(self) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from sifkit.errors import CommandFailed, HostError, UsageError
 from sifkit.launch import passed_names
 from sifkit.run import Command, Result, Runner
-from sifkit.slurm.jobs import COMMENT, list_jobs
+from sifkit.slurm.jobs import COMMENT, list_jobs, read_fields
 
 # What sbatch says when slurmctld may or may not have taken the job (slurm_errno.c); all else is a refusal.
 _UNCLEAR = re.compile(
@@ -48,6 +48,17 @@ class Dependency:
     def options(self) -> tuple[str, ...]:
         """For sbatch."""
         return (f"--dependency=afterok:{self.job}", "--kill-on-invalid-dep=yes")
+
+
+def require_known(runner: Runner, after: Dependency) -> None:
+    """Slurm drops a dependency on a job that it does not know, and starts at once. Raises `UsageError`."""
+    try:
+        read_fields(runner, after.job)
+    except CommandFailed as error:
+        if "Invalid job id" not in error.message:
+            raise
+        fix = "give a job that squeue shows; of one that ended long ago Slurm knows nothing any more"
+        raise UsageError(f"--after {after.job}: there is no such job", fix) from None
 
 
 # How `module` gets into a job: its shell functions and settings (Environment Modules, Lmod).
@@ -150,6 +161,7 @@ def _advice(said: str) -> str | None:
         "invalid partition": "name one that `sinfo` shows: --partition",
         "node configuration is not available": "ask for what a node has: --gpus, --cpus, --mem; see `sinfo -Nl`",
         "time limit": "ask for less: --time",
+        "configuration source": "no Slurm is configured here: run this on a login node, or set SLURM_CONF",
         "Job dependency": "the job of --after is gone or failed: `scontrol show job ID`",
     }
     return next((fix for words, fix in table.items() if words.lower() in said.lower()), None)

@@ -19,6 +19,7 @@ from sifkit.verify.checks import Level, Outcome
 from sifkit.verify.report import Report, as_json
 
 FILE = "verified.jsonl"
+_LONGEST = 1e9  # seconds
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def parse_record(value: object) -> Record | None:
     texts = [value.get(name) for name in ("sha256", "device", "started")]
     if not (isinstance(outcome, dict) and isinstance(seconds, int | float) and isinstance(value.get("passed"), bool)):
         return None
+    if not 0 <= seconds < _LONGEST:  # NaN and what no float holds are not either
+        return None
     if not all(isinstance(text, str) and text for text in (*texts, *outcome.values())):
         return None
     if not _looked_at(outcome) or (value.get("own") and _only_training_failed(outcome)):
@@ -69,9 +72,11 @@ def parse_record(value: object) -> Record | None:
     if driver is None and isinstance(host, dict):
         driver = host.get("driver")
     sha256, device, started = map(str, texts)
-    gpus = tuple(map(str, value.get("gpus") or _gpus_of(host)))
+    gpus = value.get("gpus") or _gpus_of(host)
+    if not (isinstance(gpus, list | tuple) and all(isinstance(gpu, str) for gpu in gpus)):
+        return None
     return Record(
-        sha256, device, gpus, str(driver) if driver else None, started, value["passed"], outcome, float(seconds)
+        sha256, device, tuple(gpus), str(driver) if driver else None, started, value["passed"], outcome, float(seconds)
     )
 
 
@@ -148,9 +153,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def _text(path: Path) -> str:
+    """Empty for what is no file that can be read: one broken record does not hide the other images."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    except OSError:
         return ""
 
 

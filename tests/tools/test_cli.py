@@ -169,3 +169,30 @@ def test_messages_with_brackets_are_shown_whole(project: Path, capsys: pytest.Ca
     (project / "definitions" / "bad.yaml").write_text("name: '[red]'\n")
     assert main(["build", "--list", "--project", str(project)]) == Exit.OK
     assert "[a-z0-9]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["build", "--method", "lora"], "add --verify"),
+        (["build", "--list", "--gpus", "5"], "add --verify"),
+        (["build", "--list", "nosuch"], "leave the names out"),
+        (["build", "--verify", "--device", "cpu", "--gpus", "3", "example"], "leave out one of them"),
+        (["build", "--verify", "nosuch"], "nosuch"),
+        (["build", "--verify", "--report", ""], "empty word"),
+    ],
+)
+def test_options_that_say_nothing_together_are_refused(
+    project: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    assert main(words) == Exit.USAGE
+    assert said in capsys.readouterr().err
+
+
+def test_a_path_with_colons_is_shown_as_it_is(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    assert main(["build", "--verify", "--device", "cpu", "--config", "d:b:x", "example"]) == Exit.USAGE
+    assert "d:b:x" in capsys.readouterr().err

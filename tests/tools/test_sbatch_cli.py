@@ -107,6 +107,17 @@ def test_a_trainer_told_not_to_save_on_a_signal_is_not_told_to(place: Path, caps
         (["train.yaml", "--time", "soon"], Exit.USAGE, "soon"),
         (["train.yaml", "--signal", "60"], Exit.USAGE, "--requeue"),
         (["train.yaml", "--name", "a b"], Exit.USAGE, "a b"),
+        (["train.yaml", "--name", ".."], Exit.USAGE, "begins with a dot"),
+        (["train.yaml", "--name", "n" * 300], Exit.USAGE, "more than 100 letters"),
+        (["train.yaml", "--name", ""], Exit.USAGE, "empty word"),
+        (["train.yaml", "--name="], Exit.USAGE, "--name= has an empty value"),
+        (["train.yaml", "output_dir=/opt"], Exit.USAGE, "would hide"),
+        (["train.yaml", "output_dir=/"], Exit.USAGE, "would hide"),
+        (["train.yaml", "cache_dir=/usr/share/x"], Exit.USAGE, "would hide"),
+        (["train.yaml", "output_dir=../saves"], Exit.USAGE, "leaves the checkout"),
+        (["train.yaml", "model_name_or_path=saves/../../m"], Exit.USAGE, "leaves the checkout"),
+        (["train.yaml", "bf16=true", "--gpus", "0"], Exit.PROBLEM, "use_cpu=true bf16=false"),
+        (["train.yaml", "output_dir=/tmp/a:b:x"], Exit.USAGE, "/tmp/a:b:x"),
         (["train.yaml", "-o", "nowhere/x"], Exit.USAGE, "nowhere"),
         (["train.yaml", "run_name=a b", "--gpus", "2"], Exit.USAGE, "blanks"),
     ],
@@ -117,6 +128,15 @@ def test_what_is_wrong_is_said_with_the_fix(
     assert sifkit("sbatch", *words) == code
     assert said in capsys.readouterr().err
     assert not (place / "train.sbatch").exists()
+
+
+@pytest.mark.parametrize("words", [["--image", "x"], ["--nodes", "2"], ["--after", "7"], ["--array"], ["--requeue"]])
+def test_a_verification_takes_no_option_of_a_training(
+    place: Path, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sifkit.run.Runner.which", lambda *_: "/bin/true")
+    assert main(["submit", "--verify", "--gpus", "0", *words]) == Exit.USAGE
+    assert "leave out what belongs to a training" in capsys.readouterr().err
 
 
 def test_a_checkout_of_another_version_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

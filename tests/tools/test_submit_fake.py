@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sifkit.errors import CommandFailed, HostError
+from sifkit.errors import CommandFailed, HostError, Interrupted, UsageError
 from sifkit.run import Runner
-from sifkit.slurm.jobs import wait_for
-from sifkit.slurm.submit import Patience, job_environment, submit
+from sifkit.slurm.jobs import goes_on, list_jobs, wait_for
+from sifkit.slurm.submit import Dependency, Patience, job_environment, require_known, submit
 from tests.conftest import FakeTool
 
 FAST = Patience(sbatch=2, look=0.6, pause=0.1, attempts=3)
@@ -107,3 +107,31 @@ def test_the_worst_task_of_an_array_counts(fake_tool: FakeTool, runner: Runner) 
         'Reason=None ExitCode=$c:0"; done',
     )
     assert wait_for(runner, "7", lambda _: None, every=0.01).exit == 3
+
+
+def test_a_job_that_slurm_does_not_know_is_no_dependency(fake_tool: FakeTool, runner: Runner) -> None:
+    """Slurm drops such a dependency, and the job would start at once."""
+    fake_tool("scontrol", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
+    with pytest.raises(UsageError, match="there is no such job"):
+        require_known(runner, Dependency("99999"))
+    fake_tool("scontrol", 'echo "JobId=7 JobState=RUNNING Reason=None ExitCode=0:0"')
+    require_known(runner, Dependency("7"))
+
+
+def test_where_no_slurm_is_configured_that_is_said(fake_tool: FakeTool, runner: Runner) -> None:
+    said = "fatal: Could not establish a configuration source"
+    fake_tool("squeue", f'echo "squeue: {said}" >&2; exit 1')
+    with pytest.raises(HostError, match="no Slurm is configured") as caught:
+        list_jobs(runner)
+    assert "SLURM_CONF" in str(caught.value.fix)
+    fake_tool("sbatch", f'echo "sbatch: {said}" >&2; exit 1')
+    with pytest.raises(CommandFailed) as refused:
+        submit(runner, Path("a.sbatch"), "00ff", patience=FAST)
+    assert "SLURM_CONF" in str(refused.value.fix)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted("stopped by SIGTERM; nothing half-made was left")])
+def test_who_stops_waiting_is_told_that_the_job_goes_on(error: BaseException) -> None:
+    with pytest.raises(Interrupted, match="job 12 goes on") as caught, goes_on("12"):
+        raise error
+    assert "scancel 12" in str(caught.value.fix)

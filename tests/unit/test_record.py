@@ -85,6 +85,22 @@ def test_a_config_of_the_users_own_that_does_not_train_says_nothing_about_the_im
     assert record_of(replace(report(*checks, broken), own=True)) is not None
 
 
+@pytest.mark.parametrize(
+    "change", [{"gpus": 5}, {"gpus": "abc"}, {"gpus": [1]}, {"seconds": 10**400}, {"seconds": float("nan")}]
+)
+def test_a_line_of_another_shape_is_skipped(tmp_path: Path, change: dict[str, Any]) -> None:
+    good = asdict(record(1, H100))
+    (tmp_path / FILE).write_text(json.dumps({**good, **change}) + "\n" + json.dumps(good) + "\n")
+    assert read_records(tmp_path) == (record(1, H100),)
+
+
+def test_a_record_that_is_no_file_hides_no_other_image(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    assert read_records(tmp_path) == ()
+    os.mkfifo(tmp_path / "report.json")
+    assert read_records(tmp_path) == ()
+
+
 def test_kinds_are_words() -> None:
     assert record(1).kind == "CPU"
     assert record(1, H100).kind == "H100 80GB HBM3"
