@@ -68,14 +68,21 @@ def read_environment(base: Scratch, runner: Runner) -> Environment:
     return parse_environment(base, result.output)
 
 
+_ANSWERED = frozenset({"path", "base_prefix", "packages", "python", "torch_cuda"})  # by probes/environment.py
+
+
 def parse_environment(base: Scratch, answer: str) -> Environment:
     """The probe's answer, on the last line. Raises `CommandFailed` for anything else."""
     path = base.environment
     assert path is not None
     try:
-        facts: dict[str, Any] = json.loads(answer.strip().rpartition("\n")[2])
+        facts: Any = json.loads(answer.strip().rpartition("\n")[2])
     except ValueError:
-        raise CommandFailed(f"{path}/bin/python answered {answer[-200:]!r}", returncode=0) from None
+        facts = None
+    if not isinstance(facts, dict) or not _ANSWERED <= facts.keys():
+        raise CommandFailed(
+            f"{path}/bin/python answered {answer[-200:]!r}", "is it a Python interpreter? repair it", returncode=0
+        )
     needed = [*_links(f"{path}/bin/python"), *facts["path"]]
     needed += [] if facts["base_prefix"] in _SYSTEM_PREFIXES else [facts["base_prefix"]]
     packages = (Inherited(name, version) for name, version in facts["packages"].items() if _one_word(version))

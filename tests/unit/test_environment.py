@@ -338,8 +338,13 @@ def test_an_interpreter_that_does_not_run_is_quoted(tmp_path: Path, runner: Runn
     python.chmod(0o755)
     with pytest.raises(HostError, match="cannot open shared object file"):
         environment.read_environment(scratch(tmp_path / "venv"), runner)
-    with pytest.raises(CommandFailed, match="answered 'hello'"):
-        environment.parse_environment(scratch(tmp_path / "venv"), "hello")
+
+
+@pytest.mark.parametrize("answer", ["hello", "[]", "{}", "5", ""])
+def test_an_interpreter_that_answers_something_else_is_quoted(tmp_path: Path, answer: str) -> None:
+    with pytest.raises(CommandFailed, match="answered") as caught:
+        environment.parse_environment(scratch(tmp_path / "venv"), answer)
+    assert caught.value.fix
 
 
 # ------------------------------------------------------------------ tables, plan, definition
