@@ -79,7 +79,7 @@ def parse_environment(base: Scratch, answer: str) -> Environment:
         facts: Any = json.loads(answer.strip().rpartition("\n")[2])
     except ValueError:
         facts = None
-    if not isinstance(facts, dict) or not _ANSWERED <= facts.keys():
+    if not isinstance(facts, dict) or not facts.keys() >= _ANSWERED:
         raise CommandFailed(
             f"{path}/bin/python answered {answer[-200:]!r}", "is it a Python interpreter? repair it", returncode=0
         )
