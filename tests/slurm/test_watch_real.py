@@ -45,10 +45,10 @@ def sleeper(cluster: Cluster, directory: Path, script: str, *options: str) -> st
 
 
 @pytest.mark.image
-def test_a_run_is_watched_from_pending_to_its_end(cluster: Cluster, make_config: MakeConfig, tmp_path: Path) -> None:
-    """Without naming it: it is the newest. It waits for another job, so that it is seen pending."""
+def test_a_jobs_life_from_pending_to_pruned(cluster: Cluster, make_config: MakeConfig, tmp_path: Path) -> None:
+    """Watched without being named: it is the newest. It waits for another job, so that it is seen pending."""
     first = sleeper(cluster, tmp_path, "sleep 6")
-    job = cluster.submit(str(make_config(max_steps=20)), "--after", first, cwd=tmp_path)
+    job = cluster.submit(str(make_config(max_steps=20, save_steps=10)), "--after", first, cwd=tmp_path)
     code, last = finish(start_watch(cluster, tmp_path), tmp_path)
     seen = events(tmp_path)
     states = list(dict.fromkeys(event["state"] for event in seen))
@@ -59,6 +59,25 @@ def test_a_run_is_watched_from_pending_to_its_end(cluster: Cluster, make_config:
     assert (last["step"], last["total_steps"], last["directory"]) == (20, 20, str(tmp_path / "run"))
     assert last["loss"] > 0
     assert last["learning_rate"] is not None
+    outputs_and_prune(cluster, tmp_path / "run")
+
+
+def outputs_and_prune(cluster: Cluster, run: Path) -> None:
+    """What the job left is whole and finished; its checkpoints can go, and the result stays."""
+
+    def sifkit(*words: str) -> str:
+        argv = [sys.executable, "-m", "sifkit", *words]
+        return subprocess.run(argv, env=cluster.environ, capture_output=True, text=True, check=True).stdout
+
+    before = json.loads(sifkit("outputs", str(run), "--json"))
+    assert (before["finished"], sorted(path.name for path in run.glob("checkpoint-*"))) == (
+        True,
+        ["checkpoint-10", "checkpoint-20"],
+    )
+    sifkit("prune", str(run), "--yes")
+    assert not list(run.glob("checkpoint-*"))
+    assert json.loads(sifkit("outputs", str(run), "--json"))["finished"]
+    assert (run / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.image
