@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 from sifkit.environment import Environment, read_environment, require_torch, require_usable, torch_advice
 from sifkit.errors import CommandFailed, UsageError
-from sifkit.lock import CONSTRAINTS, advice, index_advice, parse_lock, render_lock
+from sifkit.lock import CONSTRAINTS, advice, index_advice, parse_lock, render_lock, write_requirements
 from sifkit.model import ImageSpec, Lock, LockedPackage, Resolution, Scratch, Site
 from sifkit.run import Command, Runner
 
@@ -28,9 +28,7 @@ def make_lock(spec: ImageSpec, wanted: Resolution, base: Scratch, site: Site, ru
     require_usable(spec, found)
     wheelhouse = _wheelhouse(site)
     with tempfile.TemporaryDirectory(prefix="sifkit-lock-") as scratch:
-        requirements = Path(scratch, "requirements.in")
-        requirements.write_text("\n".join(wanted.requirements) + "\n")
-        requirements.with_name(CONSTRAINTS).write_text("\n".join(wanted.constraints) + "\n")
+        requirements = write_requirements(wanted, Path(scratch))
         report = Path(scratch, "report.json")
         command = Command(tuple(pip_command(found, site, requirements, report)))
         result = runner.run(command, check=False)

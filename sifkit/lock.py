@@ -93,9 +93,7 @@ def current_lock(wanted: Resolution, path: Path) -> Lock:
 def make_lock(spec: ImageSpec, wanted: Resolution, site: Site, runner: Runner) -> Lock:
     """Resolve with uv. Raises `UsageError` with the resolver's own words when nothing fits."""
     with tempfile.TemporaryDirectory(prefix="sifkit-lock-") as scratch:
-        requirements = Path(scratch, "requirements.in")
-        requirements.write_text("\n".join(wanted.requirements) + "\n")
-        requirements.with_name(CONSTRAINTS).write_text("\n".join(wanted.constraints) + "\n")
+        requirements = write_requirements(wanted, Path(scratch))
         output = Path(scratch, "pylock.toml")
         command = Command(tuple(uv_command(wanted, site, requirements, output)))
         result = runner.run(command, check=False)
@@ -103,6 +101,14 @@ def make_lock(spec: ImageSpec, wanted: Resolution, site: Site, runner: Runner) -
             raise refusal(spec, "\n".join(result.tail), result.returncode)
         packages = locked_packages(tomli.loads(output.read_text()), wanted)
     return parse_lock(render_lock(spec, wanted, packages), f"{spec.name}.lock")
+
+
+def write_requirements(wanted: Resolution, directory: Path) -> Path:
+    """The resolver's input, with `CONSTRAINTS` beside it."""
+    requirements = directory / "requirements.in"
+    requirements.write_text("\n".join(wanted.requirements) + "\n")
+    requirements.with_name(CONSTRAINTS).write_text("\n".join(wanted.constraints) + "\n")
+    return requirements
 
 
 def uv_command(wanted: Resolution, site: Site, requirements: Path, output: Path) -> list[str]:

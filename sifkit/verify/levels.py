@@ -23,7 +23,7 @@ from sifkit.verify.container import IN_LIBRARIES, Answer, Container
 from sifkit.verify.host import judge_host, judge_visible
 from sifkit.verify.kernel import judge_all_reduce, judge_kernels
 from sifkit.verify.nvml import HostFacts, read_host, visible_devices
-from sifkit.verify.prepare import TrainSetup, prepare
+from sifkit.verify.prepare import TrainSetup, judge_checkout, prepare
 from sifkit.verify.report import Report
 from sifkit.verify.request import Subject, VerifyOptions
 from sifkit.verify.static import MODULES, ImageFacts, judge_static, parse_facts
@@ -243,7 +243,7 @@ class _Verification:
     def _train(self, container: Container, ahead: Ahead[Answer], setup: TrainSetup | None) -> Iterator[Check]:
         if setup is None:
             return  # `prepare` has said why
-        mismatch = self._other_version()
+        mismatch = self._other_version(setup)
         if mismatch:
             yield mismatch
             return
@@ -255,10 +255,10 @@ class _Verification:
         yield from level.run(model)
         self.train_facts = level.facts()
 
-    def _other_version(self) -> Check | None:
+    def _other_version(self, setup: TrainSetup) -> Check | None:
         """The checkout against what is really in the image, for images without a lock."""
         inside = self._facts.version_of("llamafactory") if self._facts else None
-        _, checks = prepare(self._options, inside)
+        checks = judge_checkout(setup.checkout, inside)
         return next((check for check in checks if check.outcome is Outcome.FAILED), None)
 
     def gpu_models(self) -> tuple[str, ...]:
