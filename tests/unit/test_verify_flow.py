@@ -175,6 +175,16 @@ def test_the_work_is_kept_when_that_is_asked_for(place: Place) -> None:
     assert (place.options.report_dir / "work" / "image.json").is_file()
 
 
+def test_an_image_without_a_lock_is_held_against_the_checkout_by_what_it_holds(place: Place) -> None:
+    inside = '"distributions": [{"name": "llamafactory", "version": "0.9.4"}]'
+    answer = (GOOD % "null").replace('"distributions": []', inside)
+    report = place.verify(replace(place.options, levels=(Level.STATIC, Level.TRAIN)), answer=answer)
+    (failed,) = [check for check in report.checks if check.outcome is Outcome.FAILED]
+    assert (failed.level, failed.name) == (Level.TRAIN, "checkout")
+    assert "is LLaMA-Factory 0.9.5, not 0.9.4" in (failed.cause or "")
+    assert not place.trained
+
+
 def test_training_that_cannot_make_its_model_fails_with_the_cause(place: Place) -> None:
     said = "RuntimeError: operator torchvision::nms does not exist"
     report = place.verify(replace(place.options, levels=(Level.TRAIN,)), said=said, code=1)
