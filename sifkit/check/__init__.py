@@ -1,0 +1,1 @@
+"""`sifkit check`: facts gathered once, then rules that are pure functions of them."""
