@@ -103,13 +103,14 @@ def rule(
     fix: str,
     source: str,
     rows: tuple[int, ...] = (),
+    of_config: bool = True,
 ) -> Callable[[Check], Check]:
-    """Register a function of facts as a rule. The config is always needed, unless the family is ENV."""
+    """Register a function of facts as a rule. The config is needed, unless the family is ENV or `of_config` says no."""
 
     def register(check: Check) -> Check:
         if code in _RULES or code[:3] not in FAMILIES:
             raise ValueError(f"{code} is taken, or of no family")
-        always = () if code.startswith("ENV") else (Kind.CONFIG,)
+        always = (Kind.CONFIG,) if of_config and not code.startswith("ENV") else ()
         _RULES[code] = Rule(code, name, severity, frozenset((*always, *needs)), prevents, why, fix, source, rows, check)
         return check
 

@@ -23,6 +23,7 @@ class NodeGroup:
     cpus: int  # a node
     memory_mb: int  # a node
     gpus: int  # a node
+    models: tuple[str, ...] = ()  # of its GPUs, where the cluster types them: gpu:a100:4
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def parse_sinfo(text: str) -> tuple[Partition, ...]:
 
 def _group(words: list[str]) -> NodeGroup:
     nodes, cpus, memory = (_number(word) for word in words[3:6])
-    return NodeGroup(nodes, cpus, memory, count_gpus(words[6]))
+    return NodeGroup(nodes, cpus, memory, count_gpus(words[6]), gpu_models(words[6]))
 
 
 def _number(word: str) -> int:
@@ -87,9 +88,18 @@ def _limit(word: str) -> timedelta | None:
 
 def count_gpus(gres: str) -> int:
     """GPUs in a gres list: `gpu:a100:4(S:0-1),nvme:1`, `gpu:2`, `(null)`."""
+    return sum(int(word[-1]) if word[-1].isdigit() else 1 for word in _gpu_words(gres))
+
+
+def gpu_models(gres: str) -> tuple[str, ...]:
+    """The types of the GPUs in a gres list: `a100` of `gpu:a100:4`; of `gpu:2` none."""
+    types = (word[1] for word in _gpu_words(gres) if len(word) > 1 and not word[1].isdigit())
+    return tuple(dict.fromkeys(types))
+
+
+def _gpu_words(gres: str) -> list[list[str]]:
     plain = re.sub(r"\([^)]*\)", "", gres)
-    words = [word.split(":") for word in plain.split(",") if word.split(":")[0] == "gpu"]
-    return sum(int(word[-1]) if word[-1].isdigit() else 1 for word in words)
+    return [word.split(":") for word in plain.split(",") if word.split(":")[0] == "gpu"]
 
 
 def fit(resources: Resources, partitions: tuple[Partition, ...] | None) -> Resources:
