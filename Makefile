@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 IMAGE  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv apptainer slurm sif verify test test-fast check goldens schema compat matrix resolvers bench bench-gpu clean
+.PHONY: help venv apptainer slurm sif verify test test-fast check goldens schema rules compat matrix resolvers bench bench-gpu clean
 
 help:            ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -41,6 +41,9 @@ goldens: venv    ## rewrite tests/golden from what is rendered now; read the dif
 
 schema: venv     ## rewrite the editors' JSON Schemas
 	@$(BIN)/python -m sifkit.schema
+
+rules: venv      ## rewrite docs/rules and docs/failures.md from the rules of `sifkit check`
+	@$(BIN)/python -m sifkit.check docs
 
 compat: venv     ## read the compatibility tables again from the package index; read the diff
 	@$(BIN)/sifkit compat update

@@ -270,7 +270,11 @@ def _case(one: Checked, code: str, found: Sequence[Finding]) -> ElementTree.Elem
 
 def _xml(value: str) -> str:
     """Without what XML 1.0 cannot hold."""
-    return "".join(letter for letter in value if letter in "\t\n\r" or " " <= letter <= "\ud7ff" or letter > "\udfff")
+    return "".join(letter for letter in value if letter in "\t\n\r" or " " <= letter <= "\ud7ff" or _is_high(letter))
+
+
+def _is_high(letter: str) -> bool:
+    return letter > "\udfff" and letter not in "\ufffe\uffff"
 
 
 RENDERERS: Mapping[str, Callable[..., str]] = {
