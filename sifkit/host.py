@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sifkit.errors import HostError, UsageError
+from sifkit.filesystems import MEMORY, NETWORK, mounted_type
 from sifkit.model import Lock, Site
 from sifkit.resolve import HostBases
 from sifkit.run import Runner
@@ -22,9 +23,6 @@ TREE_PER_DOWNLOAD = 2.1
 SIF_PER_DOWNLOAD = 1.15
 SIF_PER_TREE = 0.7  # the same image has 0.54 bytes in the .sif for each of its tree; others compress less
 BASE_BYTES = 700_000_000  # operating system with Debian packages, unpacked
-
-_SLOW_FILESYSTEMS = {"nfs", "nfs4", "cifs", "lustre", "gpfs", "beegfs", "fuse.sshfs", "9p", "ceph"}
-_MEMORY_FILESYSTEMS = {"tmpfs", "ramfs"}
 
 
 @dataclass(frozen=True)
@@ -75,14 +73,7 @@ def host_bases(runner: Runner) -> HostBases:
 def filesystem_type(path: Path, mounts: str | None = None) -> str:
     """Of the mount that holds `path`, as /proc/mounts names it."""
     text = Path("/proc/mounts").read_text() if mounts is None else mounts
-    path = path.resolve()
-    best, kind = Path("/"), ""
-    for line in text.splitlines():
-        _, point, fstype, *_ = line.split()
-        where = Path(point.replace("\\040", " "))
-        if (path == where or where in path.parents) and len(where.parts) >= len(best.parts):
-            best, kind = where, fstype
-    return kind
+    return mounted_type(path.resolve(), text)
 
 
 def existing(path: Path) -> Path:
@@ -113,10 +104,8 @@ def choose_tmpdir(site: Site, environ: Mapping[str, str], room: Room, cache: Pat
             for path in (Path(word).absolute() for word in [*named, "/var/tmp", "/tmp", str(cache)])
             if path.is_dir() or path == cache
         ]
-        candidates = [
-            path for path in candidates if filesystem_type(existing(path)) not in _MEMORY_FILESYSTEMS
-        ] or candidates
-        candidates.sort(key=lambda path: filesystem_type(existing(path)) in _SLOW_FILESYSTEMS)
+        candidates = [path for path in candidates if filesystem_type(existing(path)) not in MEMORY] or candidates
+        candidates.sort(key=lambda path: filesystem_type(existing(path)) in NETWORK)
     for path in candidates:
         if free_bytes(path) >= needed and os.access(existing(path), os.W_OK):
             return path

@@ -6,9 +6,7 @@ Reads files of the host only, so that a mistake is said before any container sta
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any, Literal
 
 from sifkit import checkout as checkouts
 from sifkit.errors import UsageError
+from sifkit.places import fault_of
 from sifkit.verify.checks import Check, Level, any_failed, failed, not_run, passed, warned
 from sifkit.verify.request import VerifyOptions
 from sifkit.verify.smoke import Method, TrainConfig, default_config, read_config, with_method
@@ -55,7 +54,7 @@ def prepare(options: VerifyOptions, version: str | None) -> tuple[TrainSetup | N
 def judge_caches(caches: Mapping[str, str]) -> tuple[Check, ...]:
     """A file can be written, and locked, in each cache that the user's jobs are given: it is tried."""
     name = "caches are writable"
-    faults = {variable: fault for variable, path in caches.items() if (fault := _cache_fault(Path(path)))}
+    faults = {variable: fault for variable, path in caches.items() if (fault := fault_of(Path(path)))}
     if not caches:
         return ()
     if not faults:
@@ -64,17 +63,6 @@ def judge_caches(caches: Mapping[str, str]) -> tuple[Check, ...]:
     cause = "a job that is given this cache stops when it first writes to it"
     fix = f"point {', '.join(faults)} to a directory of yours that can be written, or unset it"
     return (failed(Level.TRAIN, name, said, cause, fix),)
-
-
-def _cache_fault(path: Path) -> str | None:
-    """What keeps a cache from working; a directory that is not there yet will be made below the nearest that is."""
-    where = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    try:
-        with tempfile.NamedTemporaryFile(dir=where, prefix=".sifkit-") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
 
 
 def judge_checkout(checkout: Path, version: str | None) -> tuple[Check, ...]:
