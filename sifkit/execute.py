@@ -24,6 +24,7 @@ from sifkit.compat.tables import Tables, load_tables
 from sifkit.deffile import HOST_DIR, labels, render, render_base, render_on_base
 from sifkit.environment import read_environment, require_unchanged, require_usable
 from sifkit.errors import CommandFailed
+from sifkit.gather.image import ask, write_into
 from sifkit.host import Room, check_cache_room, check_images_room, choose_tmpdir, host_bases, tree_bytes
 from sifkit.lock import current_lock
 from sifkit.model import Image, ImageSpec, Lock, Scratch, Site, digest_of
@@ -223,7 +224,18 @@ class Workshop:
             self.apptainer_build(definition, partial)
         with timings.phase("test", self.tools.progress, "run the image's own test"):
             self._run(self.apptainer.test_command(partial))
+        with timings.phase("facts", self.tools.progress, "ask what it holds, for sifkit check"):
+            self.write_facts(image.name, partial)
         return timings
+
+    def write_facts(self, name: str, partial: Path) -> None:
+        """Into the image's own file. An image that does not answer is not lost: it is asked when they are needed."""
+        try:
+            facts = ask(partial, self.apptainer)
+        except (CommandFailed, OSError) as error:
+            self.tools.progress.note(f"{name}: what it holds is not written into it: {error}")
+        else:
+            write_into(partial, facts, self.apptainer)
 
     def definition(self, image: Image, timings: Timings) -> str:
         """The second step, on a base that is made if need be; all in one where no base can be kept."""

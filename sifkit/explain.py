@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sifkit.arguments import Argument, Arguments
+from sifkit.check.facts import Argument, ImageFacts
+from sifkit.check.parser_reading import loads_with_omegaconf
+from sifkit.check.parser_values import NUMBER, shortened, with_point
 from sifkit.yamlfile import Entry
 
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
+__all__ = ["Explained", "default_text", "explain", "search", "shortened"]
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,19 @@ class Explained:
     problem: str | None
 
 
-def explain(entries: Iterable[Entry], known: Arguments) -> tuple[Explained, ...]:
+def explain(entries: Iterable[Entry], known: ImageFacts) -> tuple[Explained, ...]:
     """Each key in the file's order."""
     return tuple(_explained(entry, known) for entry in entries)
 
 
-def _explained(entry: Entry, known: Arguments) -> Explained:
-    argument = known.named(entry.key)
+def _explained(entry: Entry, known: ImageFacts) -> Explained:
+    argument = known.argument(entry.key)
     problem = _unknown(entry.key, known) if argument is None else misfit(entry, argument, known)
     shown = entry.raw if entry.raw is not None else json.dumps(entry.value, ensure_ascii=False, default=str)
     return Explained(entry.key, entry.line, shown, entry.value, argument, problem)
 
 
-def _unknown(key: str, known: Arguments) -> str:
+def _unknown(key: str, known: ImageFacts) -> str:
     if key in known.derived:
         return "is derived from other keys and must not be set"
     near = difflib.get_close_matches(key, [argument.name for argument in known.arguments], n=1)
@@ -47,14 +48,16 @@ def _unknown(key: str, known: Arguments) -> str:
     return f"LLaMA-Factory {known.llamafactory} knows no such key, and stops at it{hint}"
 
 
-def misfit(entry: Entry, argument: Argument, known: Arguments) -> str | None:
+def misfit(entry: Entry, argument: Argument, known: ImageFacts) -> str | None:
     """Why a value will not do; None when it will, or when nobody can tell before the run.
 
     HfArgumentParser.parse_dict checks neither types nor choices: what is wrong shows later in the run, or never.
     """
     value = entry.value
-    if value is None or (isinstance(value, str) and "${" in value):  # OmegaConf fills that in
+    if value is None:
         return None
+    if isinstance(value, str) and "${" in value:  # OmegaConf would, but is not asked to (hparams/parser.py: read_args)
+        return "is not filled in: LLaMA-Factory takes it as it is written"
     if argument.choices and not isinstance(value, (tuple, dict)):
         return _not_a_choice(entry, argument)
     return _wrong_type(entry, argument, known)
@@ -70,7 +73,7 @@ def _not_a_choice(entry: Entry, argument: Argument) -> str | None:
     return "is none of its choices" + (f": did you mean {near[0]}?" if near else f": {shortened(choices)}")
 
 
-def _wrong_type(entry: Entry, argument: Argument, known: Arguments) -> str | None:
+def _wrong_type(entry: Entry, argument: Argument, known: ImageFacts) -> str | None:
     types = set(argument.type.split(" | ")) - {"null"}
     value = entry.value
     if types == {"bool"} and not isinstance(value, bool):
@@ -78,10 +81,10 @@ def _wrong_type(entry: Entry, argument: Argument, known: Arguments) -> str | Non
     if not types or not types <= {"int", "float"} or _is_number(value):
         whole = not isinstance(value, float) or value.is_integer()
         return None if whole or types != {"int"} else "is no whole number"
-    if isinstance(value, str) and _NUMBER.fullmatch(value):
-        if known.reads_exponents:
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        if loads_with_omegaconf(known.llamafactory):
             return None
-        return f"is text to this LLaMA-Factory, not a number; write it as {_with_point(value)}"
+        return f"is text to this LLaMA-Factory, not a number; write it as {with_point(value)}"
     return f"is no number (found {type(value).__name__})"
 
 
@@ -89,21 +92,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _with_point(text: str) -> str:
-    """`1e-4` as YAML 1.1 knows a number: `1.0e-4`."""
-    mantissa, _, exponent = text.lower().partition("e")
-    mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
-    sign = "" if exponent[:1] in ("+", "-") else "+"
-    return f"{mantissa}e{sign}{exponent}" if exponent else mantissa
-
-
-def shortened(choices: Sequence[str], most: int = 12) -> str:
-    """The first of them, and how many there are."""
-    rest = f", … ({len(choices)} in all)" if len(choices) > most else ""
-    return ", ".join(choices[:most]) + rest
-
-
-def search(known: Arguments, words: str) -> tuple[Argument, ...]:
+def search(known: ImageFacts, words: str) -> tuple[Argument, ...]:
     """Arguments whose name or help holds every word; those whose name does come first."""
     wanted = words.lower().split()
     found = [

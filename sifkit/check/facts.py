@@ -61,11 +61,13 @@ class ImageFacts:
     programs: Mapping[str, str]  # path by name, of those that are there: gcc, cc, g++, nvcc, git, ninja, ldconfig
     environment: Mapping[str, str]  # as a program in it sees it, with --cleanenv
     python_headers: bool  # Python.h of its Python
-    imports: Mapping[str, str]  # by module: "" when it imported, else the last line of why not
+    imports: Mapping[str, str]  # by module: "" when it imported, else the end of what it said, mostly a traceback
     unresolved: tuple[str, ...]  # "FILE needs libX.so": shared objects that no directory of the image holds
-    libraries: frozenset[str]  # sonames of interest that are there: libibverbs.so.1, libmlx5.so.1, …
+    libraries: frozenset[str]  # of interest, there: libibverbs.so.1, libmlx5.so.1, …; DeepSpeed's cpu_adam_op, …
     cuda_compat: tuple[str, ...] = ()  # cuda/compat directories that the loader looks into
     sha256: str | None = None  # of the image file, where its manifest says it
+    model_types: frozenset[str] = frozenset()  # architectures that its transformers knows; empty: not asked
+    record: ImageRecord | None = None  # what the project knows of the file; None: it is of no project
 
     def argument(self, name: str) -> Argument | None:
         """By its name."""
@@ -77,6 +79,15 @@ class ImageFacts:
             found = {argument.name: argument for argument in self.arguments}
             object.__setattr__(self, "_named", found)
         return found
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """An image file as its project knows it: how it differs from what was built, and on what it was verified."""
+
+    name: str
+    change: str | None  # "its size is 7 bytes, of the image that was built 4.8 GB"
+    verified: tuple[str, ...]  # kinds of device on which this very file passed: "CPU", "H100 80GB HBM3"
 
 
 # ---------------------------------------------------------------------------------------------- config
@@ -135,6 +146,11 @@ class PathFacts:
     names: tuple[str, ...] = ()  # of a directory: what lies in it
     json: Mapping[str, Any] | None = None  # of a JSON file; of a model's directory, its config.json
     size: int | None = None  # bytes of a file; of a model's directory, of its weights
+    links: tuple[Path, ...] = ()  # places outside the checkout to which links lead, as the container sees them
+    missing: tuple[str, ...] = ()  # of a model's directory: files that its index names and that are not there
+    pointers: tuple[str, ...] = ()  # of a model's directory: files of git-lfs in the place of weights
+    damaged: tuple[str, ...] = ()  # of a model's directory: "model.safetensors is cut off"
+    fault: str | None = None  # why it could not be looked at: "does not answer", "permission denied"
 
 
 @dataclass(frozen=True)
@@ -149,6 +165,20 @@ class DatasetFacts:
     rows: int | None = None  # None: not counted
     mean_tokens: float | None = None  # estimate of a row's length; None: not read
     problem: str | None = None  # why its file cannot be read
+    line: int | None = None  # of the first file, where the problem is
+    first: Mapping[str, Any] | None = None  # the first row
+    exact: bool = False  # rows were counted, not estimated, and columns are those of all
+    message_keys: frozenset[str] = frozenset()  # of the messages, where its rows have some
+    roles: frozenset[str] = frozenset()  # who speaks in them
+    absent_media: tuple[str, ...] = ()  # of the first rows: images, videos, audios that are not there
+    media: frozenset[str] = frozenset()  # of images, videos, audios those that the rows have some of
+    broken_rows: int = 0  # of those that were read: turns that do not alternate, which LLaMA-Factory drops
+    read_rows: int = 0
+    answers: tuple[int, int, int] = (
+        0,
+        0,
+        0,
+    )  # of the rows that were read: those with none, one (sft), two (pairs, kto)
 
 
 @dataclass(frozen=True)
@@ -165,10 +195,27 @@ class CheckoutFacts:
     output: PathFacts | None = None  # output_dir
     checkpoints: tuple[CheckpointFacts, ...] = ()  # in output_dir
     shared: bool = False  # sifkit's own cached checkout, bound read-only
+    hub: tuple[HubModel, ...] = ()  # models of a hub that the config names
+    info_problem: Problem | None = None  # why dataset_info.json cannot be read
 
     def at(self, key: str) -> tuple[PathFacts, ...]:
         """The paths that a key of the config names."""
         return tuple(path for path in self.paths if path.key == key)
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model that the config names by its name on a hub, as this host's cache has it."""
+
+    key: str  # of the config
+    name: str  # Qwen/Qwen3-4B
+    hub: str  # huggingface or modelscope
+    cache: Path  # the directory that the library looks into
+    snapshot: Path | None  # of the revision; None: nothing of it is here
+    missing: tuple[str, ...] = ()  # what that snapshot lacks
+    partial: int = 0  # downloads that were broken off
+    token: bool = False  # one is set, or kept
+    offline: bool = False  # the library is told not to ask the hub
 
 
 @dataclass(frozen=True)
@@ -195,6 +242,8 @@ class Place:
     filesystem: str  # as /proc/mounts names it: ext4, nfs4, tmpfs, …
     free: int  # bytes
     fault: str | None = None  # in the system's words, why it cannot be written or locked
+    inodes: int | None = None  # that are free; None: this filesystem does not count them
+    answers: bool = True  # False: it gave no answer in time, as a dead network mount does
 
 
 @dataclass(frozen=True)
@@ -227,6 +276,27 @@ class HostFacts:
     driver: str | None
     gpus: tuple[GpuFacts, ...]
     files: frozenset[str]  # of those that Apptainer mounts by itself, the ones that are there: /etc/localtime, …
+    home: str = ""  # in the user database, which is what Apptainer mounts
+    home_is_there: bool = True
+    known_user: bool = True  # the user database knows this number
+    distribution: str = ""  # ID of /etc/os-release: debian, ubuntu, rhel, …
+    full_root: bool = False  # root with every capability
+    setuid: bool = False  # Apptainer's setuid-root part is installed
+    singularity: str | None = None  # a program of that name that is not Apptainer, in its own words
+    user_namespaces_fault: str | None = None  # why there are none
+    subuid_fault: str | None = None
+    newuidmap_fault: str | None = None
+    fuse_fault: str | None = None
+    fuse_mounts: bool | None = None  # in a user namespace, tried; None: not tried
+    overlay: bool | None = None  # likewise
+    kernel_squashfs: bool = False
+    cgroups: str = ""  # v2, v1
+    open_files: tuple[int, int] | None = None  # soft and hard limit; -1: none
+    nv_libraries: tuple[str, ...] | None = None  # that --nv binds; None: not known
+    slurm: str | None = None  # what its controller said, "" where it is up; None: no clients, or not asked
+    container_daemon: str | None = None  # Docker's or Podman's socket that answers
+    user_packages: tuple[str, ...] = ()  # Pythons of which packages lie in ~/.local/lib: "3.13"
+    nv_glibc: str | None = None  # the newest that libraries which --nv binds need; None: there are none here
 
     def place(self, name: str) -> Place | None:
         """By what it is for."""
@@ -275,9 +345,21 @@ class JobFacts:
     script: str = ""  # that file's text
     script_path: Path | None = None
     logs: Path | None = None  # the directory of --output
+    logs_fault: str | None = None  # why nothing can be written there: "is not there", "is a file"
+    here: bool = False  # it runs on this very host, now, and is not queued
+    copy_image: bool = False  # the image is copied to the node first
 
 
 # ---------------------------------------------------------------------------------------------- all
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What the image's own parser says of a config. `raised` and `text`: the exception, where it refuses."""
+
+    accepts: bool
+    raised: str | None
+    text: str
 
 
 @dataclass(frozen=True)
@@ -290,6 +372,7 @@ class Facts:
     host: HostFacts | None = None
     site: SiteFacts | None = None
     job: JobFacts | None = None
+    parsed: Parsed | None = None  # where the image's own parser was asked
 
     def has(self, kind: Kind) -> bool:
         """Whether these facts were gathered."""

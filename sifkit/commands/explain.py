@@ -16,7 +16,7 @@ from rich.text import Text
 
 from sifkit import explain as explaining
 from sifkit.apptainer import Apptainer
-from sifkit.arguments import Argument, Arguments, arguments_of, file_identity
+from sifkit.check.facts import Argument, ImageFacts
 from sifkit.commands.options import (
     JsonOption,
     ProjectOption,
@@ -30,6 +30,8 @@ from sifkit.commands.options import (
 )
 from sifkit.errors import Exit, UsageError
 from sifkit.explain import Explained, default_text, shortened
+from sifkit.gather.image import file_identity, image_facts, require_image, require_parser
+from sifkit.gather.image_record import identity_of
 from sifkit.printable import printable
 from sifkit.progress import progress_for
 from sifkit.run import Runner
@@ -82,8 +84,8 @@ def _is_key(word: str) -> bool:
     return re.fullmatch(r"[A-Za-z_]\w*", word) is not None and not Path(word).exists()
 
 
-def _named(key: str, known: Arguments) -> Argument:
-    argument = known.named(key)
+def _named(key: str, known: ImageFacts) -> Argument:
+    argument = known.argument(key)
     if argument is None:
         near = difflib.get_close_matches(key, [each.name for each in known.arguments], n=1)
         fix = f"did you mean {near[0]}?" if near else f"search for it: sifkit explain --search {key}"
@@ -91,28 +93,28 @@ def _named(key: str, known: Arguments) -> Argument:
     return argument
 
 
-def _arguments(image: str, project: Path | None, site_file: Path | None, verbose: bool) -> Arguments:
+def _arguments(image: str, project: Path | None, site_file: Path | None, verbose: bool) -> ImageFacts:
     """Of a project's image by its sha256, of any other .sif by its place, size and time. A .sif needs no project."""
     if image.endswith(".sif"):
         sif = Path(image)
         runner, cache, progress = Runner(os.environ), user_cache(os.environ), progress_for(narration, verbose=verbose)
-        identity = file_identity(sif) if sif.is_file() else ""
+        require_image(sif)
+        identity = file_identity(sif)
     else:
         tools = make_tools(project, site_file, verbose)
         name = image_name(image, tools)
-        sif, manifest = tools.store.sif(name), tools.store.manifest(name)
-        runner, cache, progress = tools.runner, tools.cache, tools.progress
-        unchanged = manifest is not None and tools.store.on_disk(name) == (manifest.size, manifest.mtime_ns)
-        identity = manifest.sha256 if manifest and unchanged else file_identity(sif) if sif.is_file() else ""
-    if not sif.is_file():
-        raise UsageError(f"{sif}: no such image", "build it (python build.py), or name another: --image FILE.sif")
-    return arguments_of(sif.absolute(), identity, cache, lambda: Apptainer.find(runner), progress)
+        sif, runner, cache, progress = tools.store.sif(name), tools.runner, tools.cache, tools.progress
+        require_image(sif)
+        identity = identity_of(tools.store, name)
+    facts = image_facts(sif.absolute(), identity, cache, lambda: Apptainer.find(runner), progress)
+    require_parser(facts)
+    return facts
 
 
 # ---------------------------------------------------------------------------------------------- showing
 
 
-def _explain_config(config: str, rows: Sequence[Explained], known: Arguments, as_json: bool) -> None:
+def _explain_config(config: str, rows: Sequence[Explained], known: ImageFacts, as_json: bool) -> None:
     if as_json:
         print_json({"config": config, "llamafactory": known.llamafactory, "keys": [_row_json(row) for row in rows]})
     else:

@@ -1,4 +1,4 @@
-"""`sifkit explain` with a fake Apptainer that answers as probes/arguments.py does."""
+"""`sifkit explain` with a fake Apptainer that answers as probes/facts.py does."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ import pytest
 
 from sifkit.cli import main
 from sifkit.errors import Exit
+from tests.check.test_image_facts import ANSWER, sif_bytes
 from tests.conftest import FakeTool
-from tests.unit.test_explain import ANSWER
+
+# What the probe says of compiled files, from which the rest of the answer is judged here.
+ELF: dict[str, object] = {
+    "machine": "EM_X86_64",
+    "objects": [],
+    "libraries": [],
+    "torch": None,
+    "extensions": [],
+    "seconds": 0.1,
+}
 
 CONFIG = "bf16: true\nbf61: true\n"
 
@@ -20,16 +30,16 @@ def image(tmp_path: Path, fake_tool: FakeTool, monkeypatch: pytest.MonkeyPatch) 
     """A .sif whose `apptainer exec` writes ANSWER where the probe would, and counts."""
     monkeypatch.setenv("SIFKIT_CACHE", str(tmp_path / "cache"))
     answer = tmp_path / "answer.json"
-    answer.write_text(json.dumps(ANSWER))
+    answer.write_text(json.dumps({**ANSWER, "elf": ELF}))
     script = f"""
 [ "$1" = --version ] && echo "apptainer version 1.4.5" && exit 0
 echo asked >> {tmp_path}/asked
 work=$(printf '%s\\n' "$@" | sed -n 's/^\\(.*\\):\\/sifkit\\/work$/\\1/p')
-cp {answer} "$work/arguments.json"
+cp {answer} "$work/facts.json"
 """
     fake_tool("apptainer", script)
     path = tmp_path / "x.sif"
-    path.write_text("an image")
+    path.write_bytes(sif_bytes(a=b"{}"))
     return path
 
 
@@ -61,7 +71,7 @@ def test_json_has_values_and_arguments(image: Path, tmp_path: Path, capsys: pyte
 def test_the_second_time_nothing_is_started(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [main(["explain", "--all", "--image", str(image)]) for _ in range(2)] == [Exit.OK] * 2
     assert asked(image) == 1
-    image.write_text("another image")
+    image.write_bytes(sif_bytes(another=b"{}"))
     assert main(["explain", "bf16", "--image", str(image)]) == Exit.OK
     assert asked(image) == 2
     assert capsys.readouterr().out.count("BF16 [bool]") == 3

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from sifkit.apptainer import Apptainer
-from sifkit.arguments import Argument, Arguments, arguments_of, cache_key, file_identity, parse_arguments
+from sifkit.check.facts import Argument, ImageFacts
 from sifkit.errors import UsageError
 from sifkit.explain import Explained, default_text, explain, search, shortened
-from sifkit.progress import PlainProgress
 from sifkit.yamlfile import MAX_BYTES, load_entries, parse_entries
+from tests.check.good import IMAGE
 
 
 def argument(name: str, type_: str, default: object = None, choices: tuple[str, ...] = (), help_: str = "") -> Argument:
     return Argument(name, "TrainingArguments", "x.TrainingArguments", type_, help_, False, default, choices)
 
 
-KNOWN = Arguments(
+KNOWN = replace(
+    IMAGE,
     llamafactory="0.9.5",
-    transformers="5.6.0",
     arguments=(
         argument("learning_rate", "float", 5e-5, help_="The initial learning rate."),
         argument("save_strategy", "str", "steps", ("no", "steps", "epoch")),
@@ -38,7 +35,7 @@ KNOWN = Arguments(
 )
 
 
-def problem(text: str, known: Arguments = KNOWN) -> str | None:
+def problem(text: str, known: ImageFacts = KNOWN) -> str | None:
     (row,) = explain(parse_entries(text, "x.yaml"), known)
     return row.problem
 
@@ -61,7 +58,6 @@ def problem(text: str, known: Arguments = KNOWN) -> str | None:
         "dataset: [identity, alpaca]",
         "dataset: 2024",
         "deepspeed: {stage: 3}",
-        "learning_rate: ${rate}",
     ],
 )
 def test_what_fits_is_no_problem(text: str) -> None:
@@ -81,6 +77,7 @@ def test_what_fits_is_no_problem(text: str) -> None:
         ("max_steps: 2.5", "is no whole number"),
         ("max_steps: true", "is no number (found bool)"),
         ("max_samples: [1]", "is no number (found tuple)"),
+        ("learning_rate: ${rate}", "is not filled in: LLaMA-Factory takes it as it is written"),
         ('bf16: "false"', "is no true or false (found str): any text counts as true"),
     ],
 )
@@ -89,14 +86,14 @@ def test_what_does_not_fit_is_said(text: str, said: str) -> None:
 
 
 def test_an_exponent_without_a_point_is_text_to_an_old_llamafactory() -> None:
-    old = Arguments("0.9.3", "4.52.4", KNOWN.arguments, KNOWN.derived)
+    old = replace(KNOWN, llamafactory="0.9.3")
     assert problem("learning_rate: 1e-4", old) == ("is text to this LLaMA-Factory, not a number; write it as 1.0e-4")
     assert (problem("learning_rate: 1e5", old) or "").endswith("1.0e+5")
 
 
 def test_keys_come_in_the_files_order_with_their_lines() -> None:
     rows = explain(parse_entries("# a recipe\n\nbf16: true\ndataset: x\n", "x.yaml"), KNOWN)
-    assert rows[0] == Explained("bf16", 3, "true", True, KNOWN.named("bf16"), None)
+    assert rows[0] == Explained("bf16", 3, "true", True, KNOWN.argument("bf16"), None)
     assert [(row.key, row.line, row.shown) for row in rows] == [("bf16", 3, "true"), ("dataset", 4, "x")]
 
 
@@ -159,76 +156,3 @@ def test_a_device_without_end_is_refused() -> None:
 def test_an_empty_file_has_no_keys(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("# nothing\n")
     assert load_entries(tmp_path / "x.yaml") == ()
-
-
-# ------------------------------------------------------------------ the answer and its cache
-
-ANSWER = {
-    "versions": {"llamafactory": "0.9.5", "transformers": "5.6.0"},
-    "arguments": [
-        {
-            "name": "bf16",
-            "group": "TrainingArguments",
-            "declared": "transformers.training_args.TrainingArguments",
-            "type": "bool",
-            "help": "BF16",
-            "required": False,
-            "default": False,
-            "choices": [],
-        }
-    ],
-    "derived": ["compute_dtype"],
-}
-
-
-def test_a_probes_answer_is_read() -> None:
-    answer = parse_arguments(json.dumps(ANSWER))
-    assert answer is not None
-    assert (answer.named("bf16"), answer.derived) == (
-        Argument(
-            "bf16",
-            "TrainingArguments",
-            "transformers.training_args.TrainingArguments",
-            "bool",
-            "BF16",
-            False,
-            False,
-            (),
-        ),
-        frozenset({"compute_dtype"}),
-    )
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000, '{"versions": {}}', '{"versions": 3}'])
-def test_anything_else_is_no_answer(text: str) -> None:
-    assert parse_arguments(text) is None
-
-
-def never() -> Apptainer:
-    raise AssertionError("the image was asked")
-
-
-def test_an_image_is_asked_once(tmp_path: Path) -> None:
-    cached = tmp_path / "arguments" / cache_key("sha")
-    cached.parent.mkdir()
-    cached.write_text(json.dumps(ANSWER))
-    progress = PlainProgress(Console(stderr=True))
-    assert arguments_of(tmp_path / "x.sif", "sha", tmp_path, never, progress).llamafactory == "0.9.5"
-    with pytest.raises(AssertionError):
-        arguments_of(tmp_path / "x.sif", "another", tmp_path, never, progress)
-
-
-def test_a_cache_that_is_damaged_is_asked_again(tmp_path: Path) -> None:
-    cached = tmp_path / "arguments" / cache_key("sha")
-    cached.parent.mkdir()
-    cached.write_bytes(b"\xff{")
-    with pytest.raises(AssertionError, match="the image was asked"):
-        arguments_of(tmp_path / "x.sif", "sha", tmp_path, never, PlainProgress(Console(stderr=True)))
-
-
-def test_an_image_that_changed_is_another(tmp_path: Path) -> None:
-    image = tmp_path / "x.sif"
-    image.write_text("a")
-    before = file_identity(image)
-    os.utime(image, (1, 1))
-    assert file_identity(image) != before

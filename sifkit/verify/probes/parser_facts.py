@@ -1,6 +1,4 @@
-"""Every argument that this LLaMA-Factory takes from a training YAML. Runs inside the container.
-
-    python3 arguments.py ANSWER.json
+"""What this LLaMA-Factory takes from a training YAML. Imported by imports.py, inside the container.
 
 Read from the dataclasses that `llamafactory-cli train` itself parses with, transformers' training arguments among
 them. A help that the field's metadata lack is taken from the class's own docstring.
@@ -9,36 +7,57 @@ them. A help that the field's metadata lack is taken from the class's own docstr
 import dataclasses
 import enum
 import inspect
-import json
 import re
-import sys
 import types
 import typing
-from importlib.metadata import version
 
 
-def main(answer_path):
-    """Ask, and write the answer."""
+def arguments():
+    """What `llamafactory-cli train` parses a YAML into."""
     from llamafactory.hparams import parser
 
-    arguments = {}
-    for kind in parser._TRAIN_ARGS:
+    kinds = parser._TRAIN_ARGS
+    return {
+        "arguments": _arguments(kinds),
+        "derived": sorted({f.name for kind in kinds for f in dataclasses.fields(kind) if not f.init}),
+    }
+
+
+def names():
+    """Templates, models, architectures: what LLaMA-Factory and transformers know by name.
+
+    Its data package imports more than its parser: audio and video libraries.
+    """
+    from llamafactory.data.template import TEMPLATES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return {"templates": sorted(TEMPLATES), "models": _models(), "model_types": sorted(CONFIG_MAPPING_NAMES)}
+
+
+def _models():
+    """The template of each model that LLaMA-Factory lists, by hub id; "" where it names none."""
+    from llamafactory.extras.constants import DEFAULT_TEMPLATE, SUPPORTED_MODELS
+
+    found = {}
+    for name, sources in SUPPORTED_MODELS.items():
+        for hub_id in sources.values():
+            found[hub_id] = found.get(hub_id) or DEFAULT_TEMPLATE.get(name, "")
+    return found
+
+
+def _arguments(kinds):
+    found = {}
+    for kind in kinds:
         hints = typing.get_type_hints(kind)
         for field in dataclasses.fields(kind):
             if field.init:  # HfArgumentParser.parse_dict takes these keys and no others
-                arguments.setdefault(field.name, _argument(field, hints[field.name], kind))
-    answer = {
-        "versions": {name: version(name) for name in ("llamafactory", "transformers")},
-        "arguments": list(arguments.values()),
-        "derived": sorted({f.name for kind in parser._TRAIN_ARGS for f in dataclasses.fields(kind) if not f.init}),
-    }
-    with open(answer_path, "w", encoding="utf-8") as file:
-        json.dump(answer, file)
+                found.setdefault(field.name, _argument(field, hints[field.name], kind))
+    return list(found.values())
 
 
 def _argument(field, hint, kind):
     owner = _owner(field.name, kind)
-    choices = field.metadata.get("choices") or _choices(hint) or _templates(field.name)
+    choices = field.metadata.get("choices") or _choices(hint)
     return {
         "name": field.name,
         "group": kind.__name__,
@@ -65,15 +84,6 @@ def _choices(hint):
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return [choice for inner in typing.get_args(hint) for choice in _choices(inner)]
     return []
-
-
-def _templates(name):
-    """The names that `template` may have; they stand in a registry, not in the argument's type."""
-    if name != "template":
-        return []
-    from llamafactory.data.template import TEMPLATES
-
-    return sorted(TEMPLATES)
 
 
 def _type_name(hint):
@@ -115,7 +125,3 @@ def _plain(value):
     if isinstance(value, dict):
         return {str(key): _plain(each) for key, each in value.items()}
     return value if value is None or isinstance(value, (str, int, float, bool)) else repr(value)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
