@@ -1,6 +1,6 @@
 """What sifkit promises in figures, each against the way that people have today: same host, one run.
 
-    python -m bench [build] [audit] [watch]
+    python -m bench [build] [audit] [watch] [check]
 
 Prints tables, and writes them into docs/benchmarks.md. The build needs about 30 GB of space and a quarter of an hour.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import audit, page, watch
-from sifkit import execute, site
+from bench import audit, check, page, watch
+from sifkit import checkout, execute, site
 from sifkit.apptainer import Apptainer
 from sifkit.deffile import HOST_DIR
 from sifkit.errors import SifkitError, UsageError
@@ -147,7 +147,18 @@ def watches(work: Path) -> None:
     page.record("benchmarks.md", "make bench, watch", f"{where()}:\n\n{watch.table(watch.measure(work))}")
 
 
-PARTS = {"build": builds, "audit": audits, "watch": watches}
+def checks(work: Path) -> None:
+    """Checking a YAML before the queue."""
+    environ = dict(os.environ)
+    runner, image = Runner(environ), Store(Project(ROOT).images).sif(DEFAULT_IMAGE)
+    if not image.is_file():
+        raise UsageError(f"{image} is not there", "build it first: make sif")
+    tree = checkout.cached("0.9.5", site.user_cache(environ), runner, PlainProgress(Console(stderr=True)))
+    rows = check.measure(image, tree, work)
+    page.record("benchmarks.md", "make bench, check", f"{where()}:\n\n{check.table(rows)}")
+
+
+PARTS = {"build": builds, "audit": audits, "watch": watches, "check": checks}
 
 
 def _parts(words: list[str]) -> list[str]:

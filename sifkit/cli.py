@@ -15,13 +15,16 @@ from sifkit import __version__
 from sifkit.commands import (
     audit,
     build,
+    check,
     checkout,
     compat,
+    doctor,
     explain,
     lock,
     outputs,
     prune,
     resolve,
+    rule,
     sbatch,
     submit,
     train,
@@ -45,6 +48,9 @@ app.command()(audit.audit)
 app.command()(outputs.outputs)
 app.command()(prune.prune)
 app.command()(explain.explain)
+app.command()(check.check)
+app.command()(rule.rule)
+app.command()(doctor.doctor)
 app.command()(train.train)
 app.command()(sbatch.sbatch)
 app.command()(submit.submit)

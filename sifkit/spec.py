@@ -13,6 +13,10 @@ from sifkit.model import ImageSpec, ImageWish
 DEFAULT_IMAGE = "llamafactory-0.9.5-cu128"
 
 
+class NoProject(UsageError):
+    """There is no definitions/ here."""
+
+
 @dataclass(frozen=True)
 class Project:
     """The directory that holds definitions/, and where build products go."""
@@ -54,11 +58,11 @@ class Project:
 
 
 def find_project(start: Path) -> Project:
-    """The nearest directory upwards that holds definitions/. Raises `UsageError` if there is none."""
+    """The nearest directory upwards that holds definitions/. Raises `NoProject` if there is none."""
     for directory in (start, *start.parents):
         if (directory / "definitions").is_dir():
             return Project(directory)
-    raise UsageError(
+    raise NoProject(
         f"no definitions/ in {start} or above it", "run this in a sifkit project, or give --project DIRECTORY"
     )
 

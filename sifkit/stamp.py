@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,9 @@ class Wishes:
     method: Method | None = None
 
 
+Before = Callable[[Subject, VerifyOptions], None]  # asked when all is chosen and nothing was run; raises to stop
+
+
 @dataclass(frozen=True)
 class Verified:
     """A report, and the directory that it was written to."""
@@ -65,7 +69,7 @@ def require(wishes: Wishes) -> None:
         read_host()
 
 
-def verify_image(name: str, tools: Tools, wishes: Wishes) -> Verified:
+def verify_image(name: str, tools: Tools, wishes: Wishes, before: Before | None = None) -> Verified:
     """Verify an image that this project built. Raises `ProblemFound` when it is another file by now."""
     image, sif = load_image(name, tools), tools.store.sif(name)
     manifest = tools.store.manifest(name)
@@ -73,10 +77,10 @@ def verify_image(name: str, tools: Tools, wishes: Wishes) -> Verified:
     if manifest is None or sha256 != manifest.sha256:
         raise ProblemFound(f"{sif} is not the image that was built: its sha256 differs", f"build again: --force {name}")
     subject = Subject(sif, name, sha256, image.lock)
-    return _verified(subject, image.spec.llamafactory.version, tools, wishes, image.spec.gpu)
+    return _verified(subject, image.spec.llamafactory.version, tools, wishes, image.spec.gpu, before)
 
 
-def verify_file(sif: Path, tools: Tools, wishes: Wishes) -> Verified:
+def verify_file(sif: Path, tools: Tools, wishes: Wishes, before: Before | None = None) -> Verified:
     """Verify any .sif. If sifkit built it from a spec of this project, its packages are compared with that lock."""
     labels = Apptainer.find(tools.runner).labels(sif)
     title = labels.get("org.opencontainers.image.title", "")
@@ -86,7 +90,8 @@ def verify_file(sif: Path, tools: Tools, wishes: Wishes) -> Verified:
     if version is None and wishes.checkout is None:
         raise UsageError(f"{sif} does not say which LLaMA-Factory it holds", "give a checkout: --checkout DIR")
     lock = read_lock(path) if path.is_file() else None
-    return _verified(Subject(sif.absolute(), name, _hashed(sif, tools), lock), version or "", tools, wishes)
+    subject = Subject(sif.absolute(), name, _hashed(sif, tools), lock)
+    return _verified(subject, version or "", tools, wishes, (), before)
 
 
 def _hashed(sif: Path, tools: Tools) -> str:
@@ -95,7 +100,12 @@ def _hashed(sif: Path, tools: Tools) -> str:
 
 
 def _verified(
-    subject: Subject, llamafactory: str, tools: Tools, wishes: Wishes, gpu_models: tuple[str, ...] = ()
+    subject: Subject,
+    llamafactory: str,
+    tools: Tools,
+    wishes: Wishes,
+    gpu_models: tuple[str, ...],
+    before: Before | None,
 ) -> Verified:
     given = wishes.checkout.absolute() if wishes.checkout else None
     options = VerifyOptions(
@@ -111,6 +121,8 @@ def _verified(
         caches=cache_environment(tools.environ) | _site_caches(tools.site),
         keep=wishes.keep,
     )
+    if before:
+        before(subject, options)
     report = verify(subject, options, Apptainer.find(tools.runner), tools.progress)
     write_report(report, options.report_dir)
     put_on_record(report, tools)

@@ -79,6 +79,11 @@ def _paragraph(one: Checked, finding: Finding, options: TextOptions) -> list[str
     return said
 
 
+def line_of(one: Checked, finding: Finding) -> str:
+    """Where, code and message on one line."""
+    return f"{_where(one, finding)}: {finding.code} {' '.join(printable_lines(finding.message))}"
+
+
 def printable_lines(words: str) -> list[str]:
     """Lines that are safe for a terminal."""
     return [printable(line) for line in words.splitlines()] or [""]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sifkit import __version__, deffile, execute, listing, stamp
+from sifkit import __version__, checking, deffile, execute, listing, stamp
 from sifkit import verify as verification
 from sifkit.commands.options import (
     Device,
@@ -25,7 +26,7 @@ from sifkit.errors import Exit, UsageError
 from sifkit.execute import Tools
 from sifkit.spec import DEFAULT_IMAGE, load_spec
 from sifkit.verify.report import as_json as as_json_report
-from sifkit.verify.smoke import Method
+from sifkit.verify.smoke import Method, default_config
 
 
 def build(
@@ -113,20 +114,34 @@ def _verify(names: list[str], tools: Tools, wishes: stamp.Wishes, *, force: bool
         load_spec(tools.project, name)  # a name that nobody knows is said before a GPU that is missing
     stamp.require(wishes)
     execute.build_all(ours, tools, force=force, checked=checked)
-    reports = [_verify_one(name, tools, wishes, as_json=as_json) for name in names]
+    reports = [_verify_one(name, tools, wishes, checked=checked, as_json=as_json) for name in names]
     if as_json:
         print_json([as_json_report(report) for report in reports])
     if not all(report.passed for report in reports):
         raise typer.Exit(Exit.PROBLEM)
 
 
-def _verify_one(name: str, tools: Tools, wishes: stamp.Wishes, *, as_json: bool) -> verification.Report:
+def _verify_one(name: str, tools: Tools, wishes: stamp.Wishes, *, checked: bool, as_json: bool) -> verification.Report:
+    before = partial(_require_sound, tools) if checked else None
     if name.endswith(".sif"):
-        done = stamp.verify_file(Path(name), tools, wishes)
+        done = stamp.verify_file(Path(name), tools, wishes, before)
     else:
-        done = stamp.verify_image(name, tools, wishes)
+        done = stamp.verify_image(name, tools, wishes, before)
     if not as_json:
         out_console().print(verification.render_table(done.report))
     files = (str(done.directory / name) for name in ("report.html", "report.json", "junit.xml"))
     tools.progress.note(f"report: {', '.join(files)}")
     return done.report
+
+
+def _require_sound(tools: Tools, subject: verification.Subject, options: verification.VerifyOptions) -> None:
+    """What `sifkit check` finds in the config, as far as a verification runs it. Raises `ProblemFound`."""
+    try:
+        config = options.config or default_config(options.checkout)
+    except UsageError:
+        return  # a checkout without recipes: the verification itself says what it lacks
+    asked = checking.Asked(image=str(subject.image), checkout=options.checkout)
+    job = checking.verification_job(options.device, options.gpus)
+    around = checking.surroundings(asked, checking.Workplace.of(tools), config, job)
+    overrides = ("report_to=none", *(("use_cpu=true", "bf16=false", "fp16=false") if options.device == "cpu" else ()))
+    checking.require_sound([config], overrides, around, tools.progress, checking.OF_THE_WHOLE_RUN)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sifkit import preflight
+from sifkit import checking, preflight
 from sifkit.apptainer import Apptainer
 from sifkit.errors import CommandFailed, UsageError
 from sifkit.execute import Tools
@@ -60,6 +60,7 @@ class JobWishes:
     copy_image: bool | None = None
     name: str | None = None
     logs: str = "logs"
+    checked: bool = True
 
 
 def make_job(configs: tuple[Path, ...], overrides: tuple[str, ...], wishes: JobWishes, tools: Tools) -> Job:
@@ -75,7 +76,7 @@ def make_job(configs: tuple[Path, ...], overrides: tuple[str, ...], wishes: JobW
         resume = Resume(lead, saves_on_signal=all(_saves_on_signal(ready) for ready in readies))
     elif wishes.signal:
         raise UsageError("--signal warns a job that goes on afterwards", "say so: --requeue")
-    return Job(
+    job = Job(
         name=wishes.name or job_name(configs[0].stem),
         launches=for_array(tuple(ready.launch for ready in readies)),
         resources=resources,
@@ -86,6 +87,17 @@ def make_job(configs: tuple[Path, ...], overrides: tuple[str, ...], wishes: JobW
         hf_home=tools.site.cache.hf_home,
         environment=tuple(Apptainer.find(tools.runner).privileges.run_env.items()),
     )
+    if wishes.checked:
+        _require_sound(job, run, tools)
+    return job
+
+
+def _require_sound(job: Job, run: preflight.Wishes, tools: Tools) -> None:
+    """What `sifkit check` finds in each config, for what this job asks of Slurm. Raises `ProblemFound`."""
+    asked = checking.Asked(image=str(job.launches[0].image), checkout=run.checkout, partition=job.resources.partition)
+    paths = [launch.training.path for launch in job.launches]
+    around = checking.surroundings(asked, checking.Workplace.of(tools), paths[0], checking.job_facts(job))
+    checking.require_sound(paths, job.launches[0].training.overrides, around, tools.progress)
 
 
 def make_resources(wishes: JobWishes, tools: Tools) -> Resources:
@@ -111,7 +123,8 @@ def _saves_on_signal(ready: preflight.Ready) -> bool:
 
 def _run_wishes(wishes: JobWishes, gpus: int) -> preflight.Wishes:
     run = wishes.run
-    return preflight.Wishes(run.image, run.checkout, run.nv, torchrun=wishes.nodes > 1 or gpus > 1, gpus=gpus)
+    torchrun = wishes.nodes > 1 or gpus > 1
+    return preflight.Wishes(run.image, run.checkout, run.nv, torchrun, gpus, wishes.checked)
 
 
 def _resources(wishes: JobWishes, gpus: int, tools: Tools) -> Resources:

@@ -29,6 +29,7 @@ SiteOption = Annotated[
 ]
 ProjectOption = Annotated[Path | None, typer.Option("--project", help="directory that holds definitions/")]
 JsonOption = Annotated[bool, typer.Option("--json", help="results as JSON on standard output")]
+NoCheckOption = Annotated[bool, typer.Option("--no-check", help="go on whatever `sifkit check` finds")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="show commands and all their output")]
 
 

@@ -10,7 +10,7 @@ import typer
 
 from sifkit import files, preflight
 from sifkit.commands import joboptions as options
-from sifkit.commands.options import ProjectOption, SiteOption, VerboseOption, make_tools
+from sifkit.commands.options import NoCheckOption, ProjectOption, SiteOption, VerboseOption, make_tools
 from sifkit.commands.train import CheckoutOption, ConfigArgument, ImageOption, NvOption, OverridesArgument
 from sifkit.errors import UsageError
 from sifkit.slurm.jobfile import render
@@ -42,6 +42,7 @@ def sbatch(
     copy_image: options.CopyImageOption = None,
     name: options.NameOption = None,
     logs: options.LogsOption = "logs",
+    no_check: NoCheckOption = False,
     project: ProjectOption = None,
     site_file: SiteOption = None,
     verbose: VerboseOption = False,
@@ -68,6 +69,7 @@ def sbatch(
         copy_image=copy_image,
         name=name,
         logs=logs,
+        checked=not no_check,
     )
     job = options.make_job((config,), tuple(overrides or ()), wishes, tools)
     text = render(job)

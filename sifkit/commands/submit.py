@@ -15,6 +15,7 @@ from sifkit.commands import joboptions as options
 from sifkit.commands.matrix import submit_verification
 from sifkit.commands.options import (
     JsonOption,
+    NoCheckOption,
     ProjectOption,
     SiteOption,
     VerboseOption,
@@ -62,6 +63,7 @@ def submit(
     copy_image: options.CopyImageOption = None,
     name: options.NameOption = None,
     logs: options.LogsOption = "logs",
+    no_check: NoCheckOption = False,
     project: ProjectOption = None,
     site_file: SiteOption = None,
     json_: JsonOption = False,
@@ -90,6 +92,7 @@ def submit(
         copy_image=copy_image,
         name=name,
         logs=logs,
+        checked=not no_check,
     )
     if verify:
         _require_of_verification(array, nodes > 1, after, image, checkout, nv, requeue, signal, copy_image, name)

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
+from sifkit import checking, preflight
 from sifkit import launch as launches
-from sifkit import preflight
 from sifkit.apptainer import Apptainer
-from sifkit.commands.options import ProjectOption, SiteOption, VerboseOption, make_tools
+from sifkit.commands.options import NoCheckOption, ProjectOption, SiteOption, VerboseOption, make_tools
 from sifkit.execute import Tools
 from sifkit.run import Command
 
@@ -37,6 +37,7 @@ def train(
     checkout: CheckoutOption = None,
     nv: NvOption = None,
     print_: Annotated[bool, typer.Option("--print", help="print the plain apptainer line; run nothing")] = False,
+    no_check: NoCheckOption = False,
     project: ProjectOption = None,
     site_file: SiteOption = None,
     verbose: VerboseOption = False,
@@ -47,14 +48,26 @@ def train(
     cleaned but for what docs/slurm.md lists. Relative paths in the config mean the checkout.
     """
     tools = make_tools(project, site_file, verbose)
-    wishes = preflight.Wishes(image=image, checkout=checkout, nv=nv)
+    wishes = preflight.Wishes(image=image, checkout=checkout, nv=nv, checked=not no_check)
     ready = preflight.make_ready(config, tuple(overrides or ()), wishes, tools)
+    if not no_check:
+        _require_sound(ready.launch, checkout, tools, now=not print_)
     apptainer = Apptainer.find(tools.runner)
     if print_:
         sys.stdout.write(_shown(ready.launch, tools, apptainer))
         return
     _make_places(ready.launch, tools)
     tools.runner.replace(_command(ready.launch, tools, apptainer))
+
+
+def _require_sound(launch: launches.Launch, checkout: Path | None, tools: Tools, *, now: bool) -> None:
+    """What `sifkit check` finds, for a run on this node, or later on one like it. Raises `ProblemFound`."""
+    place, path = checking.Workplace.of(tools), launch.training.path
+    asked = checking.Asked(image=str(launch.image), checkout=checkout)
+    around = checking.surroundings(
+        asked, place, path, checking.here(tools.environ, gpu=launch.nv, torchrun=launch.torchrun, now=now)
+    )
+    checking.require_sound([path], launch.training.overrides, around, tools.progress)
 
 
 def _cache(tools: Tools) -> Path:

@@ -10,9 +10,20 @@ import pytest
 from sifkit.cli import main
 from sifkit.commands.submit import split_words
 from sifkit.errors import Exit, UsageError
+from sifkit.sif import OBJECT_NAME
+from tests.check.real import DATA
+from tests.check.test_image_facts import sif_bytes
 from tests.conftest import FakeTool
 
 LABELS = {"org.sifkit.llamafactory": "0.9.5", "org.sifkit.transformers": "5.6.0"}
+
+CONFIG = """\
+model_name_or_path: org/model
+do_train: true
+dataset: identity
+template: llama3
+report_to: none
+"""
 
 
 @pytest.fixture
@@ -22,16 +33,18 @@ def place(project: Path, fake_tool: FakeTool, monkeypatch: pytest.MonkeyPatch) -
     fake_tool("apptainer", f"case $1 in --version) echo apptainer version 1.4.5 ;; inspect) echo '{answer}' ;; esac")
     monkeypatch.setattr("sifkit.run.Runner.which", without_slurm)
     (project / "images").mkdir()
-    (project / "images" / "example.sif").touch()
+    (project / "images" / "example.sif").write_bytes(
+        sif_bytes(**{OBJECT_NAME: (DATA / "facts-0.9.5.json").read_bytes()})
+    )
     checkout = project / "LF"
     for name, text in {
         "src/llamafactory/extras/env.py": 'VERSION = "0.9.5"\n',
         "data/dataset_info.json": '{"identity": {"hf_hub_url": "a/b"}}',
-        "examples/train_lora/a_lora_sft.yaml": "dataset: identity\ntemplate: llama3\noutput_dir: saves/a\n",
+        "examples/train_lora/a_lora_sft.yaml": CONFIG + "output_dir: saves/a\n",
     }.items():
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text(text)
-    (project / "train.yaml").write_text(f"dataset: identity\ntemplate: llama3\noutput_dir: {project}/out\n")
+    (project / "train.yaml").write_text(f"{CONFIG}output_dir: {project}/out\n")
     monkeypatch.chdir(project)
     monkeypatch.setenv("SIFKIT_CACHE", str(project / "cache"))
     return project
@@ -103,7 +116,7 @@ def test_a_trainer_told_not_to_save_on_a_signal_is_not_told_to(place: Path, caps
         (["train.yaml", "dataset=identiti"], Exit.PROBLEM, "identity"),
         (["train.yaml", "model_name_or_path=/not/there"], Exit.PROBLEM, "/not/there"),
         (["train.yaml", "deepspeed=examples/ds.json"], Exit.PROBLEM, "examples/ds.json"),
-        (["train.yaml", "overwrite_output_dir=true", "--requeue"], Exit.USAGE, "overwrite_output_dir: false"),
+        (["train.yaml", "overwrite_output_dir=true", "--requeue"], Exit.PROBLEM, "overwrite_output_dir: false"),
         (["train.yaml", "--time", "soon"], Exit.USAGE, "soon"),
         (["train.yaml", "--signal", "60"], Exit.USAGE, "--requeue"),
         (["train.yaml", "--name", "a b"], Exit.USAGE, "a b"),
@@ -116,7 +129,7 @@ def test_a_trainer_told_not_to_save_on_a_signal_is_not_told_to(place: Path, caps
         (["train.yaml", "cache_dir=/usr/share/x"], Exit.USAGE, "would hide"),
         (["train.yaml", "output_dir=../saves"], Exit.USAGE, "leaves the checkout"),
         (["train.yaml", "model_name_or_path=saves/../../m"], Exit.USAGE, "leaves the checkout"),
-        (["train.yaml", "bf16=true", "--gpus", "0"], Exit.PROBLEM, "use_cpu=true bf16=false"),
+        (["train.yaml", "bf16=true", "--gpus", "0"], Exit.PROBLEM, "use_cpu: true"),
         (["train.yaml", "output_dir=/tmp/a:b:x"], Exit.USAGE, "/tmp/a:b:x"),
         (["train.yaml", "-o", "nowhere/x"], Exit.USAGE, "nowhere"),
         (["train.yaml", "run_name=a b", "--gpus", "2"], Exit.USAGE, "blanks"),

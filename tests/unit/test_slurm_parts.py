@@ -25,7 +25,7 @@ CLUSTER = parse_sinfo(SINFO)
 def test_sinfo_is_read_with_its_odd_words() -> None:
     assert (
         Partition("cpu", True, True, timedelta(days=1), (NodeGroup(100, 64, 256000, 0),)),
-        Partition("gpu", False, True, None, (NodeGroup(8, 128, 1024000, 8), NodeGroup(2, 64, 512000, 4))),
+        Partition("gpu", False, True, None, (NodeGroup(8, 128, 1024000, 8, ("a100",)), NodeGroup(2, 64, 512000, 4))),
         Partition("old", False, False, timedelta(minutes=2), (NodeGroup(1, 4, 8000, 1),)),
     ) == CLUSTER
     assert parse_sinfo("") == ()
