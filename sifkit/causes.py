@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from sifkit.model import Strict
-from sifkit.yamlfile import load
+from sifkit.yamlfile import load_own
 
 _CATALOGUE = Path(__file__).with_name("data") / "causes.yaml"
 
@@ -50,7 +50,7 @@ class Cause:
 @cache
 def catalogue() -> tuple[CauseRow, ...]:
     """The rows of data/causes.yaml."""
-    return load(_CATALOGUE, Catalogue).causes
+    return load_own(_CATALOGUE, Catalogue).causes
 
 
 def find_cause(text: str, phase: Phase) -> Cause | None:

@@ -59,19 +59,19 @@ class _Sdists(Strict):
 @cache
 def known_bases() -> dict[str, KnownBase]:
     """By logical name."""
-    return yamlfile.load(_DATA / "bases.yaml", _Bases).bases
+    return yamlfile.load_own(_DATA / "bases.yaml", _Bases).bases
 
 
 @cache
 def known_extras() -> dict[str, Extra]:
     """By LLaMA-Factory's name."""
-    return yamlfile.load(_DATA / "extras.yaml", _Extras).extras
+    return yamlfile.load_own(_DATA / "extras.yaml", _Extras).extras
 
 
 @cache
 def known_sdists() -> tuple[Sdist, ...]:
     """Packages that may be built from source in every image."""
-    return yamlfile.load(_DATA / "sdists.yaml", _Sdists).sdists
+    return yamlfile.load_own(_DATA / "sdists.yaml", _Sdists).sdists
 
 
 def modules_of_extras(installed: Collection[str]) -> tuple[str, ...]:

@@ -325,22 +325,28 @@ def load_tables(own: Path | None = None) -> Tables:
 
 
 def _file(own: Path | None, name: str) -> Path:
-    return own / name if own is not None and (own / name).is_file() else PACKAGED / name
+    """Links followed, so that a project's tables that are those of this release are read once."""
+    return (own / name if own is not None and (own / name).is_file() else PACKAGED / name).resolve()
 
 
 @cache
 def _load(paths: tuple[Path, ...]) -> Tables:
     torch, cuda, gpus, llamafactory, packages, pairs = paths
-    gpu_file = yamlfile.load(gpus, _GpuFile)
+    gpu_file = _read(gpus, _GpuFile)
     return Tables(
-        builds=_newest_last(yamlfile.load(torch, _TorchFile).torch),
-        cudas=yamlfile.load(cuda, _CudaFile).cuda,
+        builds=_newest_last(_read(torch, _TorchFile).torch),
+        cudas=_read(cuda, _CudaFile).cuda,
         gpus=gpu_file.gpus,
-        llamafactories=yamlfile.load(llamafactory, _LlamaFactoryFile).llamafactory,
-        tied=yamlfile.load(packages, _PackagesFile).packages,
-        pairs=yamlfile.load(pairs, _PairsFile).pairs,
+        llamafactories=_read(llamafactory, _LlamaFactoryFile).llamafactory,
+        tied=_read(packages, _PackagesFile).packages,
+        pairs=_read(pairs, _PairsFile).pairs,
         spans=gpu_file.drivers,
     )
+
+
+def _read(path: Path, model: type[yamlfile.MODEL]) -> yamlfile.MODEL:
+    ours = path.parent == PACKAGED.resolve()
+    return yamlfile.load_own(path, model) if ours else yamlfile.load(path, model)
 
 
 def _newest_last(builds: Iterable[TorchBuild]) -> tuple[TorchBuild, ...]:

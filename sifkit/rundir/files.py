@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sifkit.model import Strict
 from sifkit.rundir.whole import fault_of
-from sifkit.yamlfile import load
+from sifkit.yamlfile import load_own
 
 _TABLE = Path(__file__).parent.parent / "data" / "run_files.yaml"
 MAX_DEPTH = 16  # directories in directories; a run has three
@@ -72,7 +72,7 @@ class FileTable(Strict):
 @cache
 def file_table() -> tuple[FileRow, ...]:
     """The rows of data/run_files.yaml."""
-    return load(_TABLE, FileTable).files
+    return load_own(_TABLE, FileTable).files
 
 
 def purpose_of(name: str) -> str | None:

@@ -19,7 +19,7 @@ from packaging.version import Version
 from sifkit.model import Strict
 from sifkit.tables import known_bases
 from sifkit.verify.checks import Check, Level, failed, not_run, passed, timed, warned
-from sifkit.yamlfile import load
+from sifkit.yamlfile import load_own
 
 _OPTIONAL = Path(__file__).parent.parent / "data" / "optional_libraries.yaml"
 
@@ -192,7 +192,7 @@ class OptionalLibraries(Strict):
 @cache
 def optional() -> OptionalLibraries:
     """What may be missing, or not fit, in a good image."""
-    return load(_OPTIONAL, OptionalLibraries)
+    return load_own(_OPTIONAL, OptionalLibraries)
 
 
 def judge_elf(facts: ElfFacts) -> tuple[Check, ...]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from sifkit.causes import find_cause
 from sifkit.model import Strict
-from sifkit.yamlfile import load
+from sifkit.yamlfile import load_own
 
 _CATALOGUE = Path(__file__).parents[1] / "data" / "job_ends.yaml"
 
@@ -66,7 +66,7 @@ class Verdict:
 @cache
 def ends() -> tuple[EndRow, ...]:
     """The rows of data/job_ends.yaml."""
-    return load(_CATALOGUE, Ends).ends
+    return load_own(_CATALOGUE, Ends).ends
 
 
 def judge(end: SlurmEnd, log: str) -> Verdict:
