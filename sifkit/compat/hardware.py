@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from packaging.version import Version
 
 from sifkit.compat.findings import Finding, Question, Severity
-from sifkit.compat.tables import CudaRelease, DriverSpan, GpuModel, TorchBuild, has_kernels
+from sifkit.compat.tables import Capability, CudaRelease, DriverSpan, GpuModel, Tables, TorchBuild, has_kernels
 from sifkit.tables import known_bases
 
 
@@ -227,3 +227,11 @@ def gpu_generation(question: Question) -> Iterator[Finding]:
 
 
 RULES = (known_build, torch_python, torch_glibc, driver, gpus, gpu_driver, gpu_generation, gpu_compiler)
+
+
+def kernels_fix(tables: Tables, *capabilities: Capability) -> str:
+    """Which torch has kernels for all of these GPUs."""
+    build = tables.newest_serving(*capabilities)
+    if build is None:
+        return "no torch in the tables has kernels for all of them: an image for each"
+    return f"torch {build.version} (CUDA {build.cuda}) has kernels for them; sifkit resolve --gpu … chooses a set"

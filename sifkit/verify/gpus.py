@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sifkit.compat.tables import Capability, Tables, has_kernels
+from sifkit.compat.hardware import kernels_fix
+from sifkit.compat.tables import Tables, has_kernels
 from sifkit.verify.checks import Check, Level, failed, not_run, passed, warned
 
 
@@ -28,11 +29,3 @@ def judge_architectures(
         cause = "no row of definitions/compat/gpus.yaml has a GPU of that name"
         return warned(Level.STATIC, name, said, cause, tables.nearest_gpu(unknown[0]))
     return passed(Level.STATIC, name, f"{', '.join(gpu_models)}: among {listed}")
-
-
-def kernels_fix(tables: Tables, *capabilities: Capability) -> str:
-    """Which torch has kernels for all of these GPUs."""
-    build = tables.newest_serving(*capabilities)
-    if build is None:
-        return "no torch in the tables has kernels for all of them: an image for each"
-    return f"torch {build.version} (CUDA {build.cuda}) has kernels for them; sifkit resolve --gpu … chooses a set"

@@ -9,9 +9,9 @@ from typing import Any
 
 from packaging.version import Version
 
+from sifkit.compat.hardware import kernels_fix
 from sifkit.compat.tables import Tables, has_kernels
 from sifkit.verify.checks import Check, Level, failed, not_run, passed, warned
-from sifkit.verify.gpus import kernels_fix
 from sifkit.verify.nvml import Gpu, HostFacts, Visible
 
 NEEDED_GB = 4.0  # the smoke run with its CUDA context; with less, cuBLAS fails to start [seen with 1 GB free]

@@ -8,7 +8,7 @@ from packaging.version import InvalidVersion, Version
 
 from sifkit.check.facts import CheckoutFacts, CheckpointFacts, Facts, Kind
 from sifkit.check.rule import Edit, Found, NotChecked, Severity, rule
-from sifkit.slurm.request import resume_obstacles
+from sifkit.resuming import resume_obstacles
 
 # llamafactory/extras/constants.py, CHECKPOINT_NAMES: weights that it takes for an earlier run's
 WEIGHTS = frozenset(

@@ -9,9 +9,8 @@ from packaging.version import InvalidVersion, Version
 
 from sifkit.check.facts import Facts, ImageFacts, JobFacts, Kind, SiteFacts, TargetGpu
 from sifkit.check.rule import Edit, Found, NotChecked, Severity, rule
-from sifkit.compat.hardware import at_least
+from sifkit.compat.hardware import at_least, kernels_fix
 from sifkit.compat.tables import has_kernels, load_tables
-from sifkit.verify.gpus import kernels_fix
 
 _SITE = "name the GPUs in the site file (gpu.models), or with --gpu"
 
