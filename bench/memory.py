@@ -183,7 +183,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     versions = bench.ask("versions.py")
     cases = [case for case in SETS[options.cases] if case.needs in (None, *versions["packages"])]
     parameters = bench.make_models(case.size for case in cases)
-    sizes = {case.name: _estimated(case, bench).total for case in cases}
+    sizes = {case.name: _estimated(case, bench).shown for case in cases}
     room = ROOM * (bench.host.gpus[0].memory_total_gb * 1e9 if bench.host else GIB)
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
@@ -231,12 +231,12 @@ def table(measured: Mapping[str, Any], deepspeed: Path) -> str:
     cases = {case.name: case for each in SETS.values() for case in each}
     versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
     lines = [
-        f"{measured['date']}, {measured['device']}; {versions}. GiB; without and with what CUDA and the allocator add:",
+        f"{measured['date']}, {measured['device']}; {versions}. GiB:",
         "",
-        "| run | GPUs | allocated | estimate | error | used | estimate | error |",
+        "| run | GPUs | allocated | estimate | error | reserved | estimate | error |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    errors, whole = [], []
+    errors: dict[str, list[float]] = {"allocated": [], "reserved": [], "used": []}
     for found in measured["cases"]:
         case = cases.get(found["name"])
         if case is None or "error" in found or not found["allocated_gib"]:
@@ -244,24 +244,25 @@ def table(measured: Mapping[str, Any], deepspeed: Path) -> str:
         given = case.values().get("deepspeed")
         read = json.loads((deepspeed / Path(given).name).read_text()) if given else None
         estimate = estimate_of(case, found["gpus"], read)
-        errors.append(estimate.allocated / GIB / found["allocated_gib"] - 1)
-        line = f"| {case.name} | {found['gpus']} | {found['allocated_gib']:.2f} | {estimate.allocated / GIB:.2f} "
-        line += f"| {errors[-1]:+.0%} |"
-        if found["used_gib"]:
-            whole.append(estimate.total / GIB / found["used_gib"] - 1)
-            line += f" {found['used_gib']:.2f} | {estimate.total / GIB:.2f} | {whole[-1]:+.0%} |"
-        else:
-            line += " | | |"
+        sizes = {"allocated": estimate.allocated, "reserved": estimate.reserved, "used": estimate.shown}
+        line = f"| {case.name} | {found['gpus']} |"
+        for what, size in sizes.items():
+            real = found[f"{what}_gib"]
+            if real:
+                errors[what].append(size / GIB / real - 1)
+            if what != "used":
+                line += f" {real:.2f} | {size / GIB:.2f} | {errors[what][-1]:+.1%} |"
         lines.append(line)
-    return "\n".join([*lines, "", _together("allocated", errors), _together("used", whole)]).rstrip() + "\n"
+    return "\n".join([*lines, "", *(_together(what, each) for what, each in errors.items())]).rstrip() + "\n"
 
 
 def _together(what: str, errors: list[float]) -> str:
     if not errors:
         return ""
     sizes = sorted(abs(error) for error in errors)
-    said = f"mean {mean(sizes):.1%}, 9 of 10 below {sizes[int(0.9 * (len(sizes) - 1))]:.0%}"
-    return f"Error of {what} over {len(errors)} runs: {said}, from {min(errors):+.0%} to {max(errors):+.0%}.\n"
+    most = f", 9 of 10 below {sizes[int(0.9 * (len(sizes) - 1))]:.1%}" if len(sizes) >= 10 else ""
+    said = f"mean {mean(sizes):.1%}{most}"
+    return f"Error of {what} over {len(errors)} runs: {said}, from {min(errors):+.1%} to {max(errors):+.1%}.\n"
 
 
 # ------------------------------------------------------------------------------------------------ the command

@@ -112,13 +112,17 @@ def _version_problems(checkout: Path, found: str, wanted: str | None) -> tuple[P
 def _data_problems(checkout: Path) -> tuple[Problem, ...]:
     path = checkout / "data" / "dataset_info.json"
     try:
+        if path.exists() and not path.is_file():  # a pipe would keep us waiting
+            raise ValueError("it is no file")
         names = _local_files(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         message = f"{checkout} has no data/dataset_info.json: no dataset is registered"
         return (Problem(message, "releases 0.9.1 to 0.9.3 were published without it; copy data/ of another release"),)
     except (OSError, ValueError) as error:
         return (Problem(f"{path} cannot be read: {error}", "correct it, or take it from a fresh checkout"),)
-    missing = [name for name in names if not (path.parent / name).exists()]
+    except RecursionError:
+        return (Problem(f"{path} is nested too deeply", "correct it, or take it from a fresh checkout"),)
+    missing = [name for name in names if not os.path.exists(path.parent / name)]  # noqa: PTH110 never raises
     if not missing:
         return ()
     message = f"data/dataset_info.json of {checkout} names files that are not in data/: {', '.join(missing)}"

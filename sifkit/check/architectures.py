@@ -29,6 +29,7 @@ class Architectures(Strict):
     conv3d: tuple[str, ...]
     conv3d_templates: tuple[str, ...]
     mixture_of_depths: tuple[str, ...]
+    megatron_keys: tuple[str, ...]
 
 
 class MediaTemplates(Strict):

@@ -89,8 +89,13 @@ def attributes(entry: Mapping[str, Any]) -> Attributes:
     for group, names in (("columns", _COLUMNS), ("tags", _TAGS)):
         given = entry.get(group)
         if isinstance(given, Mapping):
-            changes |= {name: given.get(name) for name in names}
+            changes |= {name: _text_or_none(given.get(name)) for name in names}
     return replace(plain, **changes)
+
+
+def _text_or_none(name: object) -> str | None:
+    """A name that is no text names no column."""
+    return name if isinstance(name, str) else None
 
 
 def turns_alternate(row: Mapping[str, Any], meant: Attributes) -> bool:

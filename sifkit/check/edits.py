@@ -6,11 +6,14 @@ A value is replaced where it stands, by the marks that PyYAML leaves on its node
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 import yaml
 
 from sifkit.check.rule import Edit
+
+_COMMENTS = re.compile(r"(?:^[ \t]*(?:#[^\n]*)?(?:\n|\Z))+\Z", re.MULTILINE)  # and empty lines, at the end
 
 
 def edited(text: str, edits: Iterable[Edit]) -> str:
@@ -42,16 +45,34 @@ def _spans(text: str, edits: dict[str, Edit]) -> tuple[list[tuple[int, int, str]
 
 def _changes(text: str, key: yaml.Node, value: yaml.Node, edit: Edit) -> list[tuple[int, int, str]]:
     """PyYAML's marks count the characters of the text that it was given."""
-    start, end = value.start_mark.index, value.end_mark.index
+    start, end = value.start_mark.index, _end(text, value)
+    elsewhere = start < key.end_mark.index or text[start : start + 1] == "&"  # an alias, or what aliases stand for
+    if elsewhere and (edit.value is not None or edit.rename is None):
+        return []
     if edit.value is None and edit.rename is None:
         return [(*_whole_lines(text, key.start_mark.index, end), "")]
     changes = []
     if edit.rename is not None:
         changes.append((key.start_mark.index, key.end_mark.index, edit.rename))
     if edit.value is not None:
-        block = "\n" if text[start:end].endswith("\n") else ""  # a block ends after its last line
-        changes.append((start, end, f"{edit.value}{block}" if start != end else f" {edit.value}"))
+        before = text[key.end_mark.index : start]
+        below = before.startswith(":") and "\n" in before and not before[1:].strip()
+        start = key.end_mark.index + 1 if below else start  # onto the key's own line
+        changes.append((start, end, f" {edit.value}" if below or start == end else edit.value))
     return changes
+
+
+def _end(text: str, node: yaml.Node) -> int:
+    """Behind its last letter. PyYAML takes what follows a block for its end: line breaks, comments."""
+    start, end = node.start_mark.index, node.end_mark.index
+    if isinstance(node, yaml.ScalarNode):
+        return start + len(text[start:end].rstrip()) if node.style in ("|", ">") else end
+    if not isinstance(node, yaml.CollectionNode) or node.flow_style or not node.value:
+        return end
+    last = node.value[-1]
+    ends = [_end(text, part) for part in (last if isinstance(last, tuple) else (last,))]
+    inside = [each for each in ends if start < each <= end]  # an alias ends where its anchor does
+    return max(inside) if len(inside) == len(ends) else start + len(_COMMENTS.sub("", text[start:end]).rstrip())
 
 
 def _whole_lines(text: str, start: int, end: int) -> tuple[int, int]:

@@ -151,6 +151,7 @@ class PathFacts:
     pointers: tuple[str, ...] = ()  # of a model's directory: files of git-lfs in the place of weights
     damaged: tuple[str, ...] = ()  # of a model's directory: "model.safetensors is cut off"
     fault: str | None = None  # why it could not be looked at: "does not answer", "permission denied"
+    plain: bool = True  # False: a directory, a pipe, a device; of dataset files alone
 
 
 @dataclass(frozen=True)
@@ -315,6 +316,7 @@ class TargetGpu:
     memory: int | None
     bf16: bool | None  # in hardware
     fp8: bool | None
+    largest: int | None = None  # memory of its largest variant, where the name leaves open which it is
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class Failure(Strict):
     symptom: str
     lock: tuple[str, ...] = ()  # rules of sifkit/compat
     build: str | None = None
-    verify: str | None = None
+    verify: tuple[str, ...] = ()  # LEVEL: CHECK
     watch: str | None = None
 
 
@@ -29,7 +29,7 @@ class _File(Strict):
 
 def failures() -> tuple[Failure, ...]:
     """All rows in order."""
-    return yamlfile.load(_DATA, _File).failures
+    return yamlfile.load_own(_DATA, _File).failures
 
 
 def page(rows: tuple[Failure, ...], rules: Mapping[str, Rule]) -> str:
@@ -61,6 +61,6 @@ rules of `sifkit check`, which `submit`, `sbatch`, `train` and `--verify` ask fi
 def _line(row: Failure, rules: list[Rule]) -> str:
     before = ", ".join([*(f"`{name}`" for name in row.lock), *([row.build] if row.build else [])])
     queue = ", ".join(f"[{rule.code}](rules/{rule.code}.md) {rule.name}" for rule in rules)
-    node = "; ".join(text for text in (row.verify, row.watch) if text)
+    node = "; ".join([*row.verify, *([row.watch] if row.watch else [])])
     symptom = row.symptom.replace("|", "\\|")
     return f"| {row.row} | {symptom} | {before} | {queue} | {node} |"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,10 @@ _MEANING = {
 }
 
 
+_WORD = re.compile(r"(?!mkdir|export|ulimit|apptainer)[A-Za-z]+(?=[ ,;'-]|: )")
+_PROGRAM = re.compile(r"(datasets|deepspeed|srun|torch|torchrun|transformers|triton) ")  # they are written small
+
+
 def page(rule: Rule) -> str:
     """Markdown: what it catches, the message that it prevents, why, how to mend it, where the facts were read."""
     needs = ", ".join(sorted(kind.value for kind in rule.needs)) or "nothing"
@@ -24,9 +29,9 @@ def page(rule: Rule) -> str:
         "## What it prevents",
         _quoted(rule.prevents),
         "## Why it happens",
-        rule.why,
+        _sentence(rule.why),
         "## How to fix it",
-        rule.fix,
+        _sentence(rule.fix) if _WORD.match(rule.fix) else rule.fix,  # a line to copy stays as it is
         "## Where this was read",
         rule.source,
     ]
@@ -35,6 +40,13 @@ def page(rule: Rule) -> str:
         parts.append(f"In the [catalogue of failures](../failures.md): row {rows}.")
     parts.append(f"To leave it out of one YAML: `# sifkit: ignore[{rule.code}]` behind the key.")
     return "\n\n".join(parts) + "\n"
+
+
+def _sentence(text: str) -> str:
+    """With a capital, where it begins with a word of everyday, and a full stop."""
+    plain = _WORD.match(text) and not _PROGRAM.match(text)
+    whole = text[0].upper() + text[1:] if plain else text
+    return whole if whole.endswith((".", "…")) else f"{whole}."
 
 
 def _quoted(message: str) -> str:

@@ -185,7 +185,7 @@ def _command(one: Checked, finding: Finding) -> str:
 def _escaped(value: str, also: str = "") -> str:
     """As actions/toolkit's command.ts escapes data and properties."""
     codes = {"%": "%25", "\r": "%0D", "\n": "%0A", **{":": "%3A", ",": "%2C"}}
-    return "".join(codes[letter] if letter in "%\r\n" + also else letter for letter in value)
+    return "".join(codes[letter] if letter in "%\r\n" + also else printable(letter) for letter in value)
 
 
 _SARIF = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}

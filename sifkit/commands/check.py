@@ -28,6 +28,7 @@ from sifkit.progress import progress_for
 from sifkit.run import Runner
 from sifkit.site import load_site
 from sifkit.spec import NoProject
+from sifkit.yamlfile import MAX_BYTES
 
 Format = Literal["text", "json", "github", "sarif", "junit"]
 _TRAINS = re.compile(r"^(stage|do_train)\s*:", re.MULTILINE)
@@ -157,7 +158,7 @@ class _Run:
 
 def _split(words: Sequence[str], checkout: Path | None) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     """Configs and directories of them, then overrides. Raises `UsageError` when no config is among them."""
-    overrides = tuple(word for word in words if "=" in word and not Path(word).exists())
+    overrides = tuple(word for word in words if "=" in word and not os.path.exists(word))  # noqa: PTH110 never raises
     given = [word for word in words if word not in overrides]
     if not given:
         raise UsageError("no config is named", "give a training YAML, or a directory of them: sifkit check CONFIG")
@@ -169,6 +170,8 @@ def _configs(word: str, checkout: Path | None) -> list[Path]:
     path = Path(word)
     if path.is_dir():
         found = sorted(each for each in path.rglob("*") if each.suffix in (".yaml", ".yml") and _trains(each))
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise UsageError(f"{path} may not be read", f"ask its owner, or: chmod u+rx {path}")
         if not found:
             raise UsageError(f"{path}: there is no training YAML in it", "name one that says stage: or do_train:")
         return found
@@ -178,7 +181,10 @@ def _configs(word: str, checkout: Path | None) -> list[Path]:
 def _trains(path: Path) -> bool:
     """Other YAMLs of a checkout (accelerate's, merges, specs) are not for `llamafactory-cli train`."""
     try:
-        return path.is_file() and _TRAINS.search(path.read_text(encoding="utf-8", errors="replace")) is not None
+        if not path.is_file():
+            return False
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return _TRAINS.search(file.read(MAX_BYTES)) is not None
     except OSError:
         return True  # checked, and said
 
@@ -190,7 +196,8 @@ def _fix(configs: Sequence[Path], run: _Run) -> None:
     for config in configs:
         before, after = _fixed(config, run)
         if after != before:
-            write_whole(config, after)
+            with config.open("r+b"):  # what may not be written is not replaced either
+                write_whole(config, after)
             narration.print(f"{config}: mended", markup=False, highlight=False)
 
 

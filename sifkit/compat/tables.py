@@ -20,6 +20,7 @@ from annotated_types import Len
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion
 from packaging.version import Version as ParsedVersion
 from pydantic import AfterValidator, StringConstraints
 
@@ -252,7 +253,10 @@ class Tables:
 
     def oldest_driver(self, cuda: str) -> str | None:
         """The oldest driver on which this CUDA starts at all; for a minor release without a row, its major's."""
-        row = self.cuda(cuda) or self.cuda_majors().get(ParsedVersion(cuda).major)
+        try:
+            row = self.cuda(cuda) or self.cuda_majors().get(ParsedVersion(cuda).major)
+        except InvalidVersion:  # an image may say anything
+            return None
         return row.driver if row else None
 
     def gpu(self, model: str) -> GpuModel | None:

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sifkit.estimate.memory import FLOAT, SHORT, Optimizer, known_optimizer, trained
 from sifkit.estimate.model import Shape, Value
+from sifkit.estimate.numbers import is_count, is_number
 from sifkit.estimate.settings import Half, Method, Settings, Unknown, read_settings
+from sifkit.estimate.training import FLOAT, SHORT, Optimizer, known_optimizer, trained
 
 _BESIDE = 20_000_000  # bytes: tokenizer, scheduler, random state, trainer_state.json
 
@@ -47,11 +48,12 @@ def read_saves(value: Value, steps: int | None) -> Saves | None:
     every = _save_steps(value, steps) if strategy == "steps" else None
     if strategy == "epoch":
         epochs = value("num_train_epochs")
-        count = math.ceil(3.0 if epochs is None else epochs) if _is_number(epochs, allow_none=True) else None
+        epochs = 3.0 if epochs is None else epochs
+        count = math.ceil(epochs) if is_number(epochs) else None
     else:
         count = -(-steps // every) if steps and every else None  # the last step is saved, too
     limit = value("save_total_limit")
-    if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+    if is_count(limit):
         return Saves(every, count, min(limit + 1, count) if count else limit + 1)
     return Saves(every, count, count)
 
@@ -60,17 +62,11 @@ def _save_steps(value: Value, steps: int | None) -> int | None:
     """Below 1 it is a part of the run's steps."""
     given = value("save_steps")
     given = 500 if given is None else given
-    if not _is_number(given) or given <= 0:
+    if not is_number(given) or given <= 0:
         return None
     if given < 1:
         return max(1, math.ceil(given * steps)) if steps else None
     return int(given)
-
-
-def _is_number(value: object, *, allow_none: bool = False) -> bool:
-    if value is None:
-        return allow_none
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def disk(

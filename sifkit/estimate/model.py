@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sifkit import yamlfile
+from sifkit.estimate.numbers import is_count
 from sifkit.model import Strict
 
 Value = Callable[[str], Any]  # a key's value: the config's, else the image's default, else None
 
 _TABLE = Path(__file__).parent.parent / "data" / "estimate.yaml"
+_MOST_LAYERS = 10_000
 
 
 class _Experts(Strict):
@@ -54,7 +56,7 @@ class _Table(Strict):
 
 @cache
 def _table() -> _Table:
-    return yamlfile.load(_TABLE, _Table)
+    return yamlfile.load_own(_TABLE, _Table)
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def _shape(of: _Architecture, values: Mapping[str, Any], fused_experts: bool) ->
 def _size(values: Mapping[str, Any], key: str) -> int:
     """Raises `ValueError` for what is no size."""
     value = values[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_count(value):
         raise ValueError(key)
     return value
 
@@ -216,6 +218,8 @@ def _sparse_layers(of: _Architecture, values: Mapping[str, Any], layers: int) ->
     """Layers with experts (transformers models/qwen3_moe/modeling_qwen3_moe.py, Qwen3MoeDecoderLayer)."""
     if of.experts is None:
         return 0
+    if layers > _MOST_LAYERS:
+        raise ValueError("num_hidden_layers")
     dense = values.get("mlp_only_layers") or ()
     step = values.get("decoder_sparse_step") or 1
     return sum(1 for layer in range(layers) if layer not in dense and (layer + 1) % step == 0)
@@ -275,7 +279,7 @@ def lora(shape: Shape, value: Value) -> int | None:
     additional_target. None where that is not known."""
     found = targets(shape, value("lora_target"))
     rank, whole = value("lora_rank") or 8, _whole_modules(shape, value("additional_target"))
-    if found is None or whole is None or not isinstance(rank, int):
+    if found is None or whole is None or not is_count(rank):
         return None
     magnitudes = sum(each.outputs * each.count for each in found) if value("use_dora") is True else 0
     return sum(rank * (each.inputs + each.outputs) * each.count for each in found) + magnitudes + whole
@@ -289,7 +293,7 @@ def oft(shape: Shape, value: Value) -> int | None:
     found, block = targets(shape, value("oft_target")), value("oft_block_size")
     block = 32 if block is None else block
     whole = _whole_modules(shape, value("additional_target"))
-    if found is None or whole is None or not isinstance(block, int) or block < 2 or value("oft_rank"):
+    if found is None or whole is None or not is_count(block) or block < 2 or value("oft_rank"):
         return None
     if any(each.inputs % block for each in found):
         return None  # peft takes another size then

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sifkit.check.facts import DatasetFacts
 from sifkit.estimate.model import Value
+from sifkit.estimate.numbers import is_count, is_number
 from sifkit.estimate.settings import Unknown
 
 _PAIRED = ("dpo", "rm")
@@ -48,7 +49,7 @@ def read_batch(value: Value, processes: int) -> Batch | Unknown:
     for key, default in (("per_device_train_batch_size", 8), ("gradient_accumulation_steps", 1)):
         number = value(key)
         number = default if number is None else number
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        if not is_count(number):
             return Unknown(f"{key} is {number!r}")
         found.append(number)
     return Batch(found[0], found[1], processes)
@@ -61,13 +62,13 @@ def run_length(value: Value, datasets: Sequence[DatasetFacts], processes: int) -
         return batch
     rows, mean = _rows(value, datasets)
     most = value("max_steps")
-    if isinstance(most, int) and not isinstance(most, bool) and most > 0:
+    if is_count(most):
         return RunLength(batch, most, rows, _tokens(mean, most * batch.size))
     if rows is None:
         return RunLength(batch, None, None, None)
     epochs = value("num_train_epochs")
     epochs = 3.0 if epochs is None else epochs
-    if isinstance(epochs, bool) or not isinstance(epochs, int | float) or epochs <= 0:
+    if not is_number(epochs) or epochs <= 0:
         return Unknown(f"num_train_epochs is {epochs!r}")
     each = steps_of_epoch(rows, batch, drops=value("dataloader_drop_last") is True)
     return RunLength(batch, math.ceil(epochs * each), rows, _tokens(mean, int(epochs * rows)))
@@ -97,6 +98,8 @@ def _rows(value: Value, datasets: Sequence[DatasetFacts]) -> tuple[int | None, f
     if any(each.mean_tokens is None for each in chosen) or not sum(counts):
         return (None if _packs(value) else rows), None
     cutoff = value("cutoff_len") or 2048
+    if not is_count(cutoff):
+        return (None if _packs(value) else rows), None
     mean = sum(min(each.mean_tokens or 0.0, cutoff) * count for each, count in zip(chosen, counts, strict=True))
     mean = mean / sum(counts) * (2 if value("stage") in _PAIRED else 1)
     if not _packs(value):
@@ -108,8 +111,8 @@ def _rows(value: Value, datasets: Sequence[DatasetFacts]) -> tuple[int | None, f
 def _taken(dataset: DatasetFacts, most: object) -> int:
     """Rows of a dataset that are used. Source: LLaMA-Factory 0.9.5 data/loader.py, _load_single_dataset."""
     asked = (dataset.entry or {}).get("num_samples")
-    rows = asked if isinstance(asked, int) and asked > 0 else dataset.rows or 0
-    return min(rows, most) if isinstance(most, int) and most > 0 else rows
+    rows = asked if is_count(asked) else dataset.rows or 0
+    return min(rows, most) if is_count(most) else rows
 
 
 def _packs(value: Value) -> bool:
@@ -120,6 +123,6 @@ def _packs(value: Value) -> bool:
 
 def _without_validation(rows: int, size: object) -> int:
     """`val_size`: rows above 1, else a part (LLaMA-Factory 0.9.5 data/data_utils.py, split_dataset)."""
-    if isinstance(size, bool) or not isinstance(size, int | float) or size <= 0:
+    if not is_number(size) or size <= 0:
         return rows
     return max(1, rows - (int(size) if size > 1 else math.ceil(rows * size)))

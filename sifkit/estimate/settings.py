@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 from sifkit.estimate.model import Value
+from sifkit.estimate.numbers import is_count, is_number
 
 # Each changes what lies in memory in its own way, and none was measured here.
 _NOT_ESTIMATED = (
@@ -136,7 +137,7 @@ def _numbers(value: Value) -> tuple[int, int, int, int] | Unknown:
     for key, default in {**wanted, "gradient_accumulation_steps": 1}.items():
         number = value(key)
         number = default if number is None else number
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        if not is_count(number):
             return Unknown(f"{key} is {number!r}")
         found.append(number)
     return found[0], found[1], found[2], found[3]
@@ -159,7 +160,7 @@ def _sharding(value: Value, deepspeed: Mapping[str, Any] | None) -> Sharding | U
         return Unknown("the file that deepspeed names was not read") if read is None else _zero(read)
     if value("fsdp"):
         words = str(value("fsdp")).replace(",", " ").split()
-        if "full_shard" not in words:
+        if not {"full_shard", "auto_wrap"}.issubset(words):  # else all weights are gathered at once
             return Unknown(f"there is no estimate for fsdp: {value('fsdp')}")
         return Sharding(3, fsdp=True, offload_optimizer="offload" in words, offload_weights="offload" in words)
     return Sharding(0)
@@ -190,4 +191,4 @@ def _offloads(part: object) -> bool:
 
 
 def _count(number: object, default: int) -> int:
-    return int(number) if isinstance(number, int | float) and not isinstance(number, bool) else default
+    return int(number) if is_number(number) else default

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,8 @@ def parse(content: bytes) -> object:
         raise Unreadable("it is no UTF-8") from None
     except json.JSONDecodeError as error:
         raise Unreadable(f"it is no JSON: {error.msg}", error.lineno) from None
+    except ValueError:  # sys.get_int_max_str_digits
+        raise Unreadable("it holds a number with thousands of digits") from None
     except RecursionError:
         raise Unreadable("it is nested too deeply") from None
 
@@ -123,7 +126,10 @@ def _file(key: str, text: str, path: Path, links: tuple[Path, ...]) -> PathFacts
         return PathFacts(key, text, path, False, False, path, False, links=links, fault=said)
     real = Path(os.path.realpath(path))
     readable = os.access(path, os.R_OK)
-    return PathFacts(key, text, path, True, path.is_dir(), real, readable, size=status.st_size, links=links)
+    plain = stat.S_ISREG(status.st_mode)
+    return PathFacts(
+        key, text, path, True, path.is_dir(), real, readable, size=status.st_size, links=links, plain=plain
+    )
 
 
 def _types_problem(files: tuple[PathFacts, ...]) -> str | None:

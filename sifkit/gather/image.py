@@ -119,7 +119,7 @@ def _facts(answer: Mapping[str, Any], image: Path, identity: str) -> ImageFacts:
         llamafactory=packages.get("llamafactory", ""),
         transformers=packages.get("transformers", ""),
         python=_text(answer["python"]),
-        arguments=tuple(_argument(row) for row in answer["arguments"]),
+        arguments=tuple(map(_argument, _list(answer["arguments"]))),
         derived=frozenset(_words(answer["derived"])),
         packages=packages,
         templates=frozenset(_words(answer["templates"])),
@@ -141,7 +141,7 @@ def _facts(answer: Mapping[str, Any], image: Path, identity: str) -> ImageFacts:
 
 def _argument(row: Mapping[str, Any]) -> Argument:
     _words([row[name] for name in ("name", "group", "declared", "type", "help")])
-    return Argument(**{**row, "choices": tuple(row["choices"])})
+    return Argument(**{**row, "choices": tuple(_list(row["choices"]))})
 
 
 # An image file may come from anyone: what is no text where text belongs is no answer.
@@ -157,10 +157,14 @@ def _texts(value: Mapping[object, object]) -> dict[str, str]:
     return {_text(name): _text(each) for name, each in value.items()}
 
 
-def _words(value: list[object]) -> tuple[str, ...]:
+def _words(value: object) -> tuple[str, ...]:
+    return tuple(map(_text, _list(value)))
+
+
+def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
         raise TypeError(f"{value!r} is no list")
-    return tuple(map(_text, value))
+    return value
 
 
 # ---------------------------------------------------------------------------------------------- asking

@@ -27,6 +27,7 @@ _CHECKED_ROWS = 20_000
 _MEASURED_ROWS = 300
 _BLANKS = " \t\r\n"
 _BLANK, _SEPARATOR = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
+_LONG_NUMBER = "a number with thousands of digits"  # sys.get_int_max_str_digits
 _BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -120,6 +121,8 @@ def _whole(text: str) -> Sample:
             return _checked(_of_values(json.loads(text)))
         except json.JSONDecodeError as error:
             return Sample(problem=f"it is no JSON: {error.msg}", line=error.lineno)
+        except ValueError:
+            return Sample(problem=f"it is no JSON: {_LONG_NUMBER}")
     text = text.removeprefix(_BYTE_ORDER_MARK)  # taken before objects, refused before an array
     values, end, message = _values(text, 0)
     if message is not None:
@@ -154,6 +157,8 @@ def _values(text: str, at: int) -> tuple[list[Any], int, str | None]:
             value, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             return values, error.pos, error.msg
+        except ValueError:
+            return values, at, _LONG_NUMBER
         values.append(value)
     return values, at, None
 

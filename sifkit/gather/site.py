@@ -76,7 +76,9 @@ def target(model: str, tables: Tables) -> TargetGpu:
     if row is None:
         return TargetGpu(model, None, None, None, None)
     named = [size for size in row.memory_gb if f"{size}gb" in model.lower().replace(" ", "")]
-    return TargetGpu(row.model, row.pair, int(min(named or row.memory_gb) * GB), row.bf16, row.fp8)
+    sizes = named or row.memory_gb
+    largest = int(max(sizes) * GB) if len(sizes) > 1 else None
+    return TargetGpu(row.model, row.pair, int(min(sizes) * GB), row.bf16, row.fp8, largest)
 
 
 def default_partition(partitions: tuple[Partition, ...] | None, wanted: str | None) -> Partition | None:

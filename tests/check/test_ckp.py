@@ -66,8 +66,9 @@ def test_a_requeued_job_that_overwrites_starts_at_step_0() -> None:
     assert found(replace(of, config=config(overwrite_output_dir=False)), "CKP001") == ()
 
 
-def test_a_job_with_a_time_limit_that_overwrites_is_a_warning() -> None:
-    assert only(values(overwrite_output_dir=True), "CKP001").severity is Severity.WARNING
+def test_that_a_job_overwrites_which_does_not_go_on_is_told_and_left_to_the_user() -> None:
+    one = only(values(overwrite_output_dir=True), "CKP001")
+    assert (one.severity, one.edit) == (Severity.INFO, None)
     assert found(replace(values(overwrite_output_dir=True), job=replace(JOB, time=None)), "CKP001") == ()
 
 
@@ -194,12 +195,20 @@ def test_where_steps_are_unknown_two_checkpoints_must_fit() -> None:
 def test_a_run_shorter_than_save_steps_leaves_nothing_before_its_end() -> None:
     of = rows(800, save_steps=500)  # 300 steps
     one = only(of, "CKP006")
-    assert (one.severity, one.line) == (Severity.WARNING, of.config.line("save_steps"))
+    assert (one.severity, one.line) == (Severity.INFO, of.config.line("save_steps"))
     assert one.fix == "save_steps: 60"
     assert found(replace(of, config=config(save_steps=60)), "CKP006") == ()
     assert found(replace(of, job=replace(JOB, time=None)), "CKP006") == ()
     assert found(replace(of, config=config(save_strategy="epoch")), "CKP006") == ()
-    assert found(replace(of, job=replace(JOB, time=timedelta(hours=1))), "CKP006") == (one,)
+
+
+def test_nothing_saved_before_the_end_is_a_warning_where_the_end_may_not_come() -> None:
+    of = rows(800, save_steps=500)
+    short, theirs = replace(JOB, time=timedelta(minutes=30)), replace(REQUEUED, ours=False)
+    old = replace(of, job=REQUEUED, image=replace(IMAGE, transformers="4.57.1"))
+    for urgent in (replace(of, job=short), replace(of, job=theirs), old):
+        assert only(urgent, "CKP006").severity is Severity.WARNING
+    assert only(replace(of, job=REQUEUED), "CKP006").severity is Severity.INFO  # saves when it is warned
 
 
 def test_steps_that_are_unknown_are_not_judged() -> None:

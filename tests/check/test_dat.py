@@ -245,6 +245,31 @@ def test_a_stream_cannot_be_saved(tree: Tree) -> None:
     assert good.found(tree.look(streaming=True, tokenized_path="tokens"), "DAT020") == ()
 
 
+def test_a_stream_of_files_needs_workers_and_is_mended(tree: Tree) -> None:
+    facts = tree.look(streaming=True)
+    found = one(facts, "DAT027")
+    assert (found.line, found.fix) == (facts.config.line("streaming"), "dataloader_num_workers: 1")
+    assert good.found(tree.look(streaming=True, dataloader_num_workers=1), "DAT027") == ()
+    tree.register(far={"hf_hub_url": "org/far"})
+    assert good.found(tree.look(streaming=True, dataset="far"), "DAT027") == ()
+
+
+def test_one_rule_speaks_of_a_dataset_that_cannot_be_read(tree: Tree) -> None:
+    codes = [rule.code for rule in all_rules().values() if rule.family == "DAT"]
+    cases: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        ("DAT003", {"columns": {"prompt": "instruction"}}, {}),
+        ("DAT005", {"file_name": "mine.json", "columns": {"prompt": "question", "response": "answer"}}, {}),
+        ("DAT005", {"file_name": "talk.json", "formatting": "sharegpt", "columns": {"messages": "messages"}}, {}),
+        ("DAT005", {"file_name": "mine.json", "ranking": True, "columns": {"prompt": "a"}}, {"stage": "dpo"}),
+        ("DAT013", {"file_name": "mine.json"}, {"dataset_dir": "../none"}),
+    ]
+    tree.write("data/mine.json", [{"a": "b"}])
+    tree.write("data/talk.json", TALK)
+    for code, entry, changes in cases:
+        tree.register(mine=entry)
+        assert [each.code for each in good.found(tree.look(dataset="mine", **changes), *codes)] == [code]
+
+
 def test_rules_of_the_checkout_need_it() -> None:
     rules = [rule for rule in all_rules().values() if rule.family == "DAT"]
     without = {rule.code for rule in rules if Kind.CHECKOUT not in rule.needs}

@@ -130,6 +130,12 @@ def test_a_conv3d_with_torch_2_9_is_found(tree: Tree) -> None:
     assert good.found(replace(tree.look(), image=image(llamafactory="0.9.4")), "DAT021") == ()
 
 
+def test_a_conv3d_is_not_judged_where_megatron_loads_the_model(tree: Tree) -> None:
+    tree.model(model_type="qwen2_5_vl")
+    findings, skipped = apply([all_rules()["DAT021"]], tree.look(tensor_model_parallel_size=4))
+    assert (findings, [each.code for each in skipped]) == ((), ["DAT021"])
+
+
 def test_a_conv3d_is_known_of_a_model_that_is_not_here_yet(tree: Tree) -> None:
     knows = image(models={"Qwen/Qwen3-VL-4B-Instruct": "qwen3_vl_nothink"})
     facts = replace(tree.look(model_name_or_path="Qwen/Qwen3-VL-4B-Instruct"), image=knows)
@@ -202,6 +208,9 @@ def test_a_part_that_no_layer_has_is_found(tree: Tree) -> None:
     changes: dict[str, Any] = {"finetuning_type": "freeze", "freeze_trainable_modules": "mpl"}
     assert one(tree.look(**changes), "DAT022").fix == "did you mean mlp?"
     assert good.found(tree.look(**{**changes, "freeze_trainable_modules": "mlp,self_attn"}), "DAT022") == ()
+    outside: dict[str, Any] = {"finetuning_type": "freeze", "freeze_extra_modules": "lm_heads"}
+    assert one(tree.look(**outside), "DAT022").fix == "did you mean lm_head?"
+    assert good.found(tree.look(**{**outside, "freeze_extra_modules": "lm_head"}), "DAT022") == ()
 
 
 def test_layers_that_do_not_divide_are_found(tree: Tree) -> None:

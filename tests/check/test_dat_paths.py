@@ -93,6 +93,7 @@ def test_a_deepspeed_file_that_is_not_there_is_found(tree: Tree) -> None:
             "train_micro_batch_size_per_gpu: 4, and per_device_train_batch_size is 1",
         ),
         ({"optimizer": {"params": {"lr": 1.0}}}, "optimizer.params.lr: 1.0, and learning_rate is 0.0001"),
+        ({"train_batch_size": 64}, "ds.json says train_batch_size: 64, and this run has 8"),
     ],
 )
 def test_a_deepspeed_file_that_says_otherwise_is_found(tree: Tree, says: dict[str, Any], message: str) -> None:

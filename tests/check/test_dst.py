@@ -91,6 +91,10 @@ def test_variables_that_slow_nccl_down_are_found(variables: dict[str, str], node
     assert good.found(replace(on_host(variables), job=good.JOB), "DST004") == ()
 
 
+def test_interfaces_may_be_left_out() -> None:
+    assert good.found(on_host({"NCCL_SOCKET_IFNAME": "^docker0,lo"}, nodes=2), "DST004") == ()
+
+
 def test_one_node_needs_no_infiniband() -> None:
     assert good.found(on_host({"NCCL_IB_DISABLE": "1"}), "DST004") == ()
 
@@ -100,6 +104,8 @@ def test_a_cache_on_nfs_that_processes_share_is_found() -> None:
     host = replace(good.HOST, places=(place,))
     given = good.facts(config=good.config(deepspeed="ds.json"), host=host, job=FOUR)
     assert "4 processes compile into /home/mika/.cache/torch_extensions" in one(given, "DST006").message
+    assert good.found(given, "ENV006") == ()  # one of the two speaks
+    assert len(good.found(replace(given, job=good.JOB), "ENV006")) == 1
     local = replace(host, places=(replace(place, filesystem="ext4"),))
     for other in (replace(given, host=local), replace(given, config=good.config()), replace(given, job=good.JOB)):
         assert good.found(other, "DST006") == ()
@@ -146,8 +152,11 @@ def test_four_bits_may_be_cut(tree: Tree) -> None:
 @pytest.mark.parametrize(("method", "fits"), [("gptq", False), ("awq", False), ("fp8", True), ("mxfp4", True)])
 def test_a_quantised_model_with_fsdp(tree: Tree, method: str, fits: bool) -> None:
     tree.model(quantization_config={"quant_method": method})
-    assert (good.found(tree.look(fsdp="full_shard"), "DST005") == ()) is fits
-    assert good.found(tree.look(), "DST005") == ()
+    older = replace(good.IMAGE, transformers="4.57.1")
+    given = replace(tree.look(fsdp="full_shard", fsdp_config={"cpu_ram_efficient_loading": True}), image=older)
+    assert (good.found(given, "DST005") == ()) is fits
+    assert good.found(replace(given, image=good.IMAGE), "DST005") == ()  # which loads the model before it knows
+    assert good.found(replace(tree.look(fsdp="full_shard"), image=older), "DST005") == ()
 
 
 def test_several_adapters_with_zero_3_are_found(tree: Tree) -> None:

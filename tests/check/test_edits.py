@@ -76,3 +76,15 @@ def test_of_two_edits_of_a_key_the_first_is_made() -> None:
 def test_letters_beyond_ascii_do_not_move_the_marks() -> None:
     text = "# 日本語の説明 🎌\nsystem: 日本語\nstage: sft\n"
     assert edited(text, [Edit("stage", "dpo")]) == "# 日本語の説明 🎌\nsystem: 日本語\nstage: dpo\n"
+
+
+def test_what_follows_a_block_stays() -> None:
+    text = "a:\n  - x\n  - y  # why\n\n# about b\nb: |\n  text\n\n# the end\n"
+    assert edited(text, [Edit("a", "1"), Edit("b", "2")]) == "a: 1  # why\n\n# about b\nb: 2\n\n# the end\n"
+
+
+def test_an_alias_and_what_it_stands_for_are_left_alone() -> None:
+    text = "a: &x 1\nb: *x\nc: [*x]\n"
+    assert edited(text, [Edit("a", "7"), Edit("b", "8"), Edit("a", "9", rename="d")]) == text
+    assert edited(text, [Edit("b", rename="d")]) == text.replace("b:", "d:")
+    assert edited(text, [Edit("c", "8")]) == "a: &x 1\nb: *x\nc: 8\n"

@@ -19,6 +19,8 @@ from sifkit.estimate.settings import Unknown
 
 REAL = json.loads(Path(__file__).with_name("models.json").read_text())
 MODELS: Mapping[str, Any] = REAL["models"]
+MEASURED = json.loads(Path(__file__).with_name("measured_memory.json").read_text())
+GIB = 1024**3
 LLAMA_1B = MODELS["Llama-3.2-1B"]
 FULL = {"finetuning_type": "full", "bf16": True, "gradient_accumulation_steps": 8, "per_device_train_batch_size": 1}
 LORA = {**FULL, "finetuning_type": "lora"}
@@ -156,6 +158,48 @@ def test_ddp_holds_gradients_twice() -> None:
     short = {**FULL, "cutoff_len": 16, "gradient_accumulation_steps": 1}
     one, two = (estimate(short, "Qwen2.5-0.5B", processes=n) for n in (1, 2))
     assert two.allocated - one.allocated == pytest.approx(4 * shape.total, rel=0.05)
+
+
+def _of_run(run: dict[str, Any]) -> Estimate:
+    shape = read_shape(MEASURED["sizes"][run["size"]])
+    assert shape is not None
+    read = MEASURED["deepspeed"].get(Path(run["values"].get("deepspeed", "")).name)
+    found = memory(shape, run["values"].get, processes=run["gpus"], stored=2, deepspeed=read)
+    assert isinstance(found, Estimate), found
+    return found
+
+
+@pytest.mark.parametrize("run", MEASURED["runs"], ids=lambda run: f"{run['gpus']} GPU: {run['name']}")
+def test_tensors_are_those_of_the_measured_run(run: dict[str, Any]) -> None:
+    assert _of_run(run).allocated / GIB == pytest.approx(run["allocated"], rel=0.01)
+
+
+@pytest.mark.parametrize("run", MEASURED["runs"], ids=lambda run: f"{run['gpus']} GPU: {run['name']}")
+def test_what_the_allocator_holds_is_near_the_measured(run: dict[str, Any]) -> None:
+    found = _of_run(run)
+    assert found.reserved / GIB == pytest.approx(run["reserved"], rel=0.1)
+    assert found.total / GIB < (run["used"] or run["reserved"] + 2)
+
+
+def test_gradients_that_are_kept_cost_more_than_twice_the_tokens() -> None:
+    kept, once = (
+        {**FULL, "gradient_accumulation_steps": steps, "cutoff_len": cutoff} for steps, cutoff in ((2, 512), (1, 1024))
+    )
+    assert (estimate(kept).moment, estimate(once).moment) == ("loss", "gradient of the embeddings")
+    assert estimate(kept).allocated > estimate(once).allocated
+
+
+def test_tied_embeddings_have_their_gradient_twice_at_the_end_of_the_backward_pass() -> None:
+    once = {**FULL, "gradient_accumulation_steps": 1, "cutoff_len": 64}
+    tied = estimate(once)
+    assert tied.allocated - tied.certain == pytest.approx(4 * 128256 * 2048 + 64 * 1024**2, rel=0.01)
+
+
+def test_without_auto_wrap_fsdp_is_not_estimated() -> None:
+    wrapped = {**FULL, "fsdp": "full_shard auto_wrap"}
+    assert estimate(wrapped, processes=8).weights == pytest.approx(4 * LLAMA_1B["total"] / 8, rel=1e-6)
+    found = memory(shape_of("Llama-3.2-1B"), {**FULL, "fsdp": "full_shard"}.get, processes=8, stored=2)
+    assert isinstance(found, Unknown)
 
 
 @pytest.mark.parametrize(

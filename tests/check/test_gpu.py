@@ -124,17 +124,23 @@ def test_bf16_that_one_of_the_gpus_emulates_is_left_to_the_user() -> None:
         ({}, Severity.ERROR),
         ({"bf16": None, "pure_bf16": True}, Severity.ERROR),
         ({"bf16": None, "pure_bf16": True, "use_cpu": True}, Severity.ERROR),
+        ({"bf16": None, "bf16_full_eval": True}, Severity.ERROR),
         ({"bf16": None, "fp16": True}, Severity.WARNING),
     ],
 )
 def test_half_precision_without_a_gpu_is_found(changes: dict[str, Any], severity: Severity) -> None:
-    without = facts(config=config(**changes), job=replace(JOB, device="cpu"))
+    without = facts(config=config(**changes), job=replace(JOB, device="cpu", gpus=0))
     assert only(without, "GPU004").severity is severity
     assert found(replace(without, job=JOB), "GPU004") == ()
 
 
 def test_bf16_on_a_cpu_that_is_meant_is_taken() -> None:
     assert found(facts(config=config(use_cpu=True), job=replace(JOB, device="cpu")), "GPU004") == ()
+
+
+def test_pure_bf16_on_the_cpu_of_a_node_with_gpus_is_taken() -> None:
+    pure = config(bf16=None, pure_bf16=True, use_cpu=True)
+    assert found(facts(config=pure, job=replace(JOB, device="cpu", gpus=1)), "GPU004") == ()
 
 
 def test_fp8_without_hardware_or_with_an_old_torch_is_found() -> None:
@@ -158,6 +164,13 @@ def test_flash_attention_on_an_old_gpu_is_an_error() -> None:
 def test_flash_attention_without_its_package_is_a_warning() -> None:
     one = only(values(flash_attn="fa2"), "GPU008")
     assert (one.severity, one.cause) == (Severity.WARNING, "FlashAttention-2 is not installed.")
+
+
+def test_flash_attention_on_the_cpu_is_a_warning_since_another_is_taken() -> None:
+    cpu = config(flash_attn="fa2", use_cpu=True)
+    one = only(facts(config=cpu, image=FLASH, job=replace(JOB, device="cpu")), "GPU008")
+    assert (one.severity, one.fix) == (Severity.WARNING, "flash_attn: auto")
+    assert "the run has no GPU" in one.message
 
 
 def test_eight_bits_before_turing_are_found() -> None:
@@ -224,6 +237,30 @@ def test_a_batch_beyond_the_gpu_is_a_warning_with_a_batch_that_fits() -> None:
     assert found(of, "GPU006") == ()
 
 
+def test_a_gpu_of_which_a_larger_variant_may_be_given_is_no_error() -> None:
+    a100 = TargetGpu("A100", (8, 0), 40 * GIB, bf16=True, fp8=False, largest=80 * GIB)
+    deep = _model(**{**LARGE, "num_hidden_layers": 14})  # 4.1 B: 62 GiB
+    one = only(replace(values(a100, finetuning_type="full"), checkout=deep), "GPU005")
+    assert one.severity is Severity.WARNING
+    assert "A100 has 40 GiB, of its variants the largest 80 GiB" in one.message
+    named = replace(a100, largest=None)
+    assert only(replace(values(named, finetuning_type="full"), checkout=deep), "GPU005").severity is Severity.ERROR
+
+
+def test_a_fix_names_no_change_that_makes_no_difference() -> None:
+    of = replace(
+        values(finetuning_type="full", eval_strategy="steps", per_device_eval_batch_size=2), checkout=_model(**LARGE)
+    )
+    assert only(of, "GPU005").fix == "finetuning_type: lora"
+
+
+def test_quantisation_is_named_with_the_image_that_it_needs() -> None:
+    v100 = TargetGpu("V100", (7, 0), 16 * GIB, bf16=False, fp8=False)
+    bare = replace(IMAGE, packages={k: v for k, v in IMAGE.packages.items() if k != "bitsandbytes"})
+    one = only(replace(values(v100), checkout=_model(**LARGE), image=bare), "GPU005")
+    assert one.fix == "quantization_bit: 4, with an image that has bitsandbytes; or more GPUs with ZeRO-3"
+
+
 def test_where_one_of_the_gpus_is_large_enough_it_may_be_asked_for() -> None:
     one = only(values(A10, H100, per_device_train_batch_size=16), "GPU005")
     assert "another GPU than A10" in one.fix
@@ -256,3 +293,8 @@ def test_the_estimate_names_the_gpu_and_the_parts() -> None:
     assert one.severity is Severity.INFO
     assert "of the 80 GiB of each H100" in one.message
     assert "weights 2.3" in one.message
+
+
+def test_what_the_allocator_keeps_is_told_apart_from_what_the_run_needs() -> None:
+    one = only(values(per_device_train_batch_size=8), "GPU006")
+    assert "nvidia-smi shows up to" in one.message

@@ -162,6 +162,16 @@ def test_gpus_that_hide_from_other_tasks_are_found(tmp_path: Path) -> None:
     assert good.found(facts(tmp_path, ("--gpus-per-node=a100:4", "--gpus-per-task=4")), "SLM003") == ()
 
 
+@pytest.mark.parametrize(
+    ("bind", "codes"),
+    [("none", ["SLM002"]), ("closest", ["SLM002"]), ("single:1", ["SLM003"]), ("verbose,per_task:1", ["SLM003"])],
+)
+def test_several_tasks_are_told_of_once(tmp_path: Path, bind: str, codes: list[str]) -> None:
+    tasks = ("--ntasks-per-node=1", "--ntasks-per-node=4")
+    given = facts(tmp_path, tasks, ("--gpus-per-node=a100:4", f"--gpus-per-task=1 --gpu-bind={bind}"))
+    assert [each.code for each in good.found(given, "SLM002", "SLM003")] == codes
+
+
 def test_an_srun_that_forgets_the_cpus_is_found(tmp_path: Path) -> None:
     lost = ("SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK ", "")
     found = one(facts(tmp_path, lost), "SLM004")
@@ -171,11 +181,12 @@ def test_an_srun_that_forgets_the_cpus_is_found(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_is_found_and_the_fix_is_enough() -> None:
-    small = replace(good.JOB, gpus=4, memory=8 * GIB)
+    small = replace(good.JOB, gpus=4, memory=4 * GIB)
     found = one(good.facts(job=small), "SLM005")
-    assert found.message == "the job asks for 8 GiB on a node and needs at least 12: 4 processes 8, 8 workers 4"
-    assert found.fix == "--mem=15G"
-    assert good.found(good.facts(job=replace(small, memory=15 * GIB)), "SLM005") == ()
+    needed = "needs more than 4.12: 4 processes 4, 8 workers 0.125"
+    assert found.message == f"the job asks for 4 GiB on a node, and {needed}"
+    assert found.fix == "--mem=6G"
+    assert good.found(good.facts(job=replace(small, memory=6 * GIB)), "SLM005") == ()
 
 
 def test_an_optimizer_on_the_cpu_needs_memory(tmp_path: Path) -> None:

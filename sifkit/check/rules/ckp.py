@@ -48,7 +48,6 @@ def _resumes(facts: Facts) -> bool:
 @rule(
     "CKP001",
     "overwrites-what-it-would-resume",
-    Severity.WARNING,
     needs=(Kind.JOB,),
     prevents="killed mid-run, the rerun starts at step 0",
     why="with overwrite_output_dir LLaMA-Factory looks for no checkpoint in output_dir, as its examples have it",
@@ -57,18 +56,17 @@ def _resumes(facts: Facts) -> bool:
     rows=(15,),
 )
 def overwrites_what_it_would_resume(facts: Facts) -> Iterator[Found | NotChecked]:
-    """overwrite_output_dir: true in a job that may be stopped before its end, or goes on after it."""
+    """overwrite_output_dir: true in a job that is to go on after its time limit; in one that is not, that is told."""
     job = facts.job
     if job is None or not trains(facts) or not overwrites(facts) or not (job.requeue or job.time):
         return
     key = "overwrite_output_dir"
-    edit = Edit(key, value="false")
     if job.requeue:
         message = f"{key}: true, so that a job that goes on would start at step 0"
-        yield Found(message, f"{key}: false", key, edit=edit, severity=Severity.ERROR)
+        yield Found(message, f"{key}: false", key, edit=Edit(key, value="false"))
     else:
-        message = f"{key}: true: after the time limit, another job starts at step 0 and not from the last checkpoint"
-        yield Found(message, f"{key}: false", key, edit=edit)
+        message = f"{key}: true: a later job with this output_dir starts at step 0, not from its last checkpoint"
+        yield Found(message, f"{key}: false, if it is to go on", key, severity=Severity.INFO)
 
 
 @rule(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 from sifkit.check.facts import Facts, Kind
 from sifkit.check.needs import disk_of, gib, length_of
 from sifkit.check.rule import Found, NotChecked, Severity, rule
-from sifkit.check.rules.ckp import trains
+from sifkit.check.rules.ckp import saves_on_signal, trains
 from sifkit.estimate.disk import Disk, Saves, read_saves
 from sifkit.estimate.run import RunLength
 from sifkit.estimate.settings import Unknown
 
 _DOCS = "docs/estimates.md: what a checkpoint holds"
 _MANY = 5  # checkpoints that are kept without anybody having said so
+_SHORT = timedelta(hours=1)  # a time limit that many a run outlasts
 
 
 def _steps(facts: Facts) -> int | None:
@@ -58,7 +60,9 @@ def disk_too_small(facts: Facts) -> Iterator[Found | NotChecked]:
 
 def _too_small(facts: Facts, estimate: Disk, need: int, free: int) -> Found:
     saves = _saves(facts)
-    count = f"{saves.kept} checkpoints of {gib(estimate.checkpoint)}" if saves and saves.kept else "its checkpoints"
+    count = "its checkpoints"
+    if saves and saves.kept:
+        count = f"{saves.kept} checkpoint{'s' if saves.kept > 1 else ''} of {gib(estimate.checkpoint)}"
     message = f"{count} and the model need about {gib(need)}, and output_dir has {gib(free)} left"
     key = "save_total_limit" if facts.config.line("save_total_limit") else "output_dir"
     return Found(message, _room_fix(facts, estimate, free), key)
@@ -87,7 +91,7 @@ def _room_fix(facts: Facts, estimate: Disk, free: int) -> str:
     source="transformers 5.6.0 trainer_callback.py, DefaultFlowCallback.on_step_end",
 )
 def saves_too_rarely(facts: Facts) -> Iterator[Found | NotChecked]:
-    """A job with a time limit whose run has fewer steps than save_steps."""
+    """A run with fewer steps than save_steps, in a job that is to go on after its time limit or has a short one."""
     job, steps, saves = facts.job, _steps(facts), _saves(facts)
     if job is None or not (job.time or job.requeue) or not trains(facts) or saves is None or saves.every is None:
         return
@@ -95,7 +99,15 @@ def saves_too_rarely(facts: Facts) -> Iterator[Found | NotChecked]:
         yield NotChecked("the number of steps is not known: rows of a dataset could not be counted")
     elif saves.every >= steps > 1:
         message = f"save_steps: {saves.every}, and the run has about {steps} steps: nothing is saved before its end"
-        yield Found(message, f"save_steps: {max(1, steps // 5)}", "save_steps")
+        urgent = _saves_when_stopped(facts) is False or (job.time is not None and job.time <= _SHORT)
+        severity = Severity.WARNING if urgent else Severity.INFO
+        yield Found(message, f"save_steps: {max(1, steps // 5)}", "save_steps", severity=severity)
+
+
+def _saves_when_stopped(facts: Facts) -> bool | None:
+    """Whether a job that goes on saves at its time limit; None for one that does not go on."""
+    job = facts.job
+    return None if job is None or not job.requeue else job.ours and saves_on_signal(facts)
 
 
 @rule(

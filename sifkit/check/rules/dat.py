@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os.path
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
+from typing import Any
 
-from sifkit.check.dataset import attributes, source_of
+from sifkit.check.dataset import Attributes, attributes, local_name, source_of
 from sifkit.check.facts import CheckoutFacts, DatasetFacts, Facts, Kind, PathFacts
 from sifkit.check.places import IN_CHECKOUT, texts_of
 from sifkit.check.rule import Edit, Found, NotChecked, Severity, rule
@@ -54,6 +56,8 @@ def no_dataset_info(facts: Facts) -> Iterator[Found | NotChecked]:
     if any(each.fault == "does not answer" for each in checkout.at("dataset_dir")):
         yield NotChecked(f"{path.parent} does not answer")
         return
+    if leaves_checkout(str(facts.config.values.get("dataset_dir", "data"))):
+        return  # DAT013
     key = "dataset_dir" if "dataset_dir" in facts.config.values else "dataset"
     if problem := checkout.info_problem:
         at = f"line {problem.line} of {path}" if problem.line else str(path)
@@ -113,7 +117,7 @@ def dataset_file_missing(facts: Facts) -> Iterator[Found | NotChecked]:
     """An entry of dataset_info.json names a file that is not there or cannot be read, or names none at all."""
     path = checkout_of(facts).dataset_info_path
     for each in used(facts):
-        if each.entry is not None and source_of(each.entry) is None:
+        if each.entry is not None and _names_nothing(each.entry):
             message = f"{each.key}: the entry of {each.name} says nowhere where its data is"
             yield Found(message, 'add "file_name": "FILE" to its entry', each.key, cause="KeyError: 'file_name'")
         for file in each.files:
@@ -125,11 +129,23 @@ def dataset_file_missing(facts: Facts) -> Iterator[Found | NotChecked]:
             elif file.exists and not file.readable:
                 message = f"{each.key}: {file.host} of {each.name} may not be read by this user"
                 yield Found(message, f"ask its owner: chmod a+r {file.host}", each.key)
+            elif file.exists and not (file.plain or file.is_dir):
+                message = f"{each.key}: {each.name} is {file.text} by {path}, and that is a pipe or a device"
+                yield Found(message, f"put a file there, or correct the entry of {each.name}", each.key)
+
+
+def _names_nothing(entry: Mapping[str, Any]) -> bool:
+    return source_of(entry) is None or (source_of(entry) == "file_name" and local_name(entry) is None)
 
 
 def is_hidden(path: PathFacts) -> bool:
     """Whether a path lies where the container has the checkout."""
     return path.text.startswith(f"{IN_CHECKOUT}/")
+
+
+def leaves_checkout(text: str) -> bool:
+    """Whether a relative path climbs out of the checkout."""
+    return os.path.normpath(text).split("/")[0] == ".."
 
 
 # ---------------------------------------------------------------------------------------------- stages
@@ -182,12 +198,28 @@ def _is_dropped(dataset: DatasetFacts, stage: str) -> bool:
     """kto wants rows of two answers, sft of one; of what was not read, the entry tells."""
     if stage not in ("sft", "kto", "dpo", "rm") or dataset.broken_rows == dataset.read_rows > 0:
         return False  # turns that do not alternate are another rule's matter
+    meant = attributes(dataset.entry or {})
+    if _names_nothing(dataset.entry or {}) or absent_columns(dataset, meant) or unnamed_columns(meant):
+        return False  # DAT003, DAT005
     if dataset.read_rows:
         return dataset.exact and dataset.answers[1 if stage == "sft" else 2] == 0
-    meant = attributes(dataset.entry or {})
     two = meant.kto_tag is not None or meant.ranking
     none = meant.formatting == "alpaca" and meant.response is None
     return two or none if stage == "sft" else stage == "kto" and not two
+
+
+def absent_columns(dataset: DatasetFacts, meant: Attributes) -> dict[str, str]:
+    """What columns are looked up for, and their names, of those that the data, as far as it was read, does not have."""
+    if dataset.columns is None:
+        return {}
+    return {use: name for use, name in meant.read().items() if name not in dataset.columns}
+
+
+def unnamed_columns(meant: Attributes) -> list[str]:
+    """Columns that are looked up although the entry names none."""
+    uses = ["chosen", "rejected"] if meant.ranking and not meant.kto_tag else []
+    uses += ["response"] if meant.kto_tag and meant.formatting == "alpaca" else []
+    return [use for use in uses if getattr(meant, use) is None]
 
 
 def _dropped(dataset: DatasetFacts, stage: str) -> tuple[str, str]:
@@ -243,3 +275,23 @@ def streaming_into_tokenized_path(facts: Facts) -> Iterator[Found]:
     if value.get("streaming") is True and value.get("tokenized_path") is not None and not is_tokenized(facts):
         message = f"streaming: true, and tokenized_path {value['tokenized_path']} holds no data yet"
         yield Found(message, "remove streaming: true, or tokenized_path", "streaming")
+
+
+@rule(
+    "DAT027",
+    "stream-without-workers",
+    needs=(Kind.CHECKOUT,),
+    prevents="StopIteration",
+    why="a stream of local files is cut into dataloader_num_workers parts, by default none, and then has no rows",
+    fix="dataloader_num_workers: 1, or more; or remove streaming: true",
+    source=f"{LOADER}, _load_single_dataset (to_iterable_dataset); tried",
+)
+def stream_without_workers(facts: Facts) -> Iterator[Found]:
+    """streaming: true with a local dataset, and no workers that load it."""
+    if facts.config.values.get("streaming") is not True or facts.value("dataloader_num_workers"):
+        return
+    local = [each for each in used(facts) if each.entry is not None and source_of(each.entry) == "file_name"]
+    for key in dict.fromkeys(each.key for each in local):
+        names = ", ".join(each.name for each in local if each.key == key)
+        message = f"streaming: true without dataloader_num_workers: {names} would be cut into no parts"
+        yield Found(message, "dataloader_num_workers: 1", "streaming", edit=Edit("dataloader_num_workers", "1"))

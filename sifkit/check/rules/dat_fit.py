@@ -31,7 +31,7 @@ def media_for_a_text_model(facts: Facts) -> Iterator[Found]:
     template, image = facts.config.values.get("template"), facts.image
     if facts.value("stage") == "pt" or image is None:  # which reads texts alone
         return
-    known = image.llamafactory in media_templates().releases and template in image.templates
+    known = image.llamafactory in media_templates().releases and str(template) in image.templates
     model = model_of(facts)
     blind = model is not None and not {"preprocessor_config.json", "processor_config.json"} & {*model.names}
     for each in used(facts):
@@ -74,10 +74,13 @@ def cutoff_beyond_the_model(facts: Facts) -> Iterator[Found]:
     "adapter-of-another-model",
     Severity.WARNING,
     needs=(Kind.CHECKOUT,),
-    prevents="RuntimeError: Error(s) in loading state_dict for PeftModelForCausalLM: size mismatch",
-    why="an adapter fits the model that it was trained on, which its adapter_config.json names",
+    prevents="RuntimeError: Error(s) in loading state_dict for PeftModelForCausalLM:\n"
+    "size mismatch for base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight: copying a param with "
+    "shape torch.Size([8, 128]) from checkpoint, the shape in current model is torch.Size([8, 64]).",
+    why="an adapter fits the model that it was trained on, which its adapter_config.json names; in another one of the "
+    "same size it loads, and makes the answers worse",
     fix="name that model in model_name_or_path, or another adapter",
-    source="peft 0.17.1 and 0.18.1, peft_model.py, load_adapter",
+    source="peft 0.17.1 and 0.18.1, peft_model.py, load_adapter; tried",
 )
 def adapter_of_another_model(facts: Facts) -> Iterator[Found]:
     """The adapter was trained on another model than the one it is loaded into."""
@@ -102,7 +105,8 @@ def _last(name: str) -> str:
     needs=(Kind.CHECKOUT,),
     prevents="ValueError: Target modules {'c_attn'} not found in the base model. Please check the target modules and "
     "try again.",
-    why="lora_target and freeze_trainable_modules name modules of the model's own architecture; each has its own names",
+    why="lora_target, freeze_trainable_modules and freeze_extra_modules name modules of the model's own architecture; "
+    "each has its own names",
     fix="lora_target: all, which takes every linear layer",
     source="peft 0.17.1 and 0.18.1, tuners/tuners_utils.py; llamafactory/model/adapter.py, 0.9.4 and 0.9.5",
 )
@@ -110,8 +114,9 @@ def no_such_module(facts: Facts) -> Iterator[Found]:
     """lora_target matches no module of this architecture, or freeze tuning names one that is not there."""
     model_type = config_of(facts).get("model_type")
     values, tuning = facts.config.values, facts.value("finetuning_type")
-    if tuning == "freeze" and "freeze_trainable_modules" in values and (names := modules_of(model_type)):
-        yield from _frozen(facts, "freeze_trainable_modules", names.layer)
+    if tuning == "freeze" and (names := modules_of(model_type)):
+        yield from _frozen(facts, "freeze_trainable_modules", names.layer, "the model's layers")
+        yield from _frozen(facts, "freeze_extra_modules", names.outside, "the model outside its layers")
     if tuning not in ("lora", "oft") or "lora_target" not in values or (names := modules_of(model_type)) is None:
         return
     targets = list(texts_of(values, "lora_target"))
@@ -121,13 +126,14 @@ def no_such_module(facts: Facts) -> Iterator[Found]:
         yield Found(message, "lora_target: all", "lora_target", edit=Edit("lora_target", "all"))
 
 
-def _frozen(facts: Facts, key: str, names: tuple[str, ...]) -> Iterator[Found]:
+def _frozen(facts: Facts, key: str, names: tuple[str, ...], where: str) -> Iterator[Found]:
+    choice = (*names, "all") if key == "freeze_trainable_modules" else names
     for name in texts_of(facts.config.values, key):
-        if name != "all" and name not in names:
+        if name not in choice:
             near = difflib.get_close_matches(name, names, n=1)
-            fix = f"did you mean {near[0]}?" if near else "write all"
+            fix = f"did you mean {near[0]}?" if near else "write all" if "all" in choice else f"{key}: {names[0]}"
             cause = f"ValueError: Module {name} is not found, please choose from {', '.join(names)}"
-            yield Found(f"{key}: {name} is no part of the model's layers: {', '.join(names)}", fix, key, cause=cause)
+            yield Found(f"{key}: {name} is no part of {where}: {', '.join(names)}", fix, key, cause=cause)
 
 
 @rule(
@@ -162,7 +168,8 @@ def layers_do_not_divide(facts: Facts) -> Iterator[Found]:
 def method_not_for_this_model(facts: Facts) -> Iterator[Found]:
     """mixture_of_depths or shift_attn where they do not work; models in another format than transformers' own."""
     config = config_of(facts)
-    model_type, architectures = config.get("model_type"), config.get("architectures") or []
+    model_type, named = config.get("model_type"), config.get("architectures")
+    architectures = named if isinstance(named, list) else []
     if facts.value("mixture_of_depths") == "convert" and config and model_type not in known().mixture_of_depths:
         fix = f"leave it out, or use one of {', '.join(known().mixture_of_depths)}"
         yield Found(f"mixture_of_depths: convert does not know a {model_type}", fix, "mixture_of_depths")

@@ -10,7 +10,7 @@ from packaging.version import InvalidVersion, Version
 from sifkit.check.architectures import config_of, known, model_of
 from sifkit.check.facts import Facts, HubModel, Kind, PathFacts
 from sifkit.check.rule import Found, NotChecked, Severity, rule
-from sifkit.check.rules.dat import checkout_of, is_hidden
+from sifkit.check.rules.dat import checkout_of, is_hidden, leaves_checkout
 
 _MODELS = ("model_name_or_path", "reward_model", "ref_model")
 _ADAPTERS = ("adapter_name_or_path", "reward_model_adapters", "ref_model_adapters")
@@ -25,6 +25,7 @@ _TOKENIZERS = (
     "tekken.json",
 )
 _WITHOUT_VOCABULARY = ("byt5", "canine", "perceiver")  # they read bytes
+_FOLDERS = ("models", "saves", "output", "outputs", "checkpoints", "data")  # that a name so begun may have meant
 _GATED = ("meta-llama/", "google/gemma-", "google/paligemma")  # their pages on the hub ask for consent to a licence
 _LOADING = "transformers 4.57.1 and 5.6.0, utils/hub.py and modeling_utils.py; tried"
 
@@ -34,7 +35,7 @@ _LOADING = "transformers 4.57.1 and 5.6.0, utils/hub.py and modeling_utils.py; t
     "model-not-found",
     needs=(Kind.CHECKOUT,),
     prevents="OSError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/models/none'. Use "
-    "`repo_type` argument if needed.",
+    "`repo_type` argument if needed.\nOSError: Failed to load tokenizer.",
     why="a path that is no directory is taken for a name on the hub; a directory must hold config.json, all weights "
     "that its index names, and a tokenizer",
     fix="name the directory that holds config.json, the weights and the tokenizer; fetch what is missing",
@@ -47,6 +48,8 @@ def model_not_found(facts: Facts) -> Iterator[Found | NotChecked]:
             continue
         if path.fault == "does not answer":
             yield NotChecked(f"{path.host} does not answer")
+        elif not path.exists and leaves_checkout(path.text):
+            continue  # DAT013
         elif not path.exists and not path.links:
             fix = "correct the path; relative ones count from the checkout"
             yield Found(f"{path.key}: {path.host} is not there", fix, path.key)
@@ -67,7 +70,8 @@ def _incomplete(path: PathFacts, facts: Facts) -> Iterator[Found]:
     adapter = path.key in _ADAPTERS or (path.key == "reward_model" and facts.value("reward_model_type") != "full")
     config = "adapter_config.json" if adapter else "config.json"
     if config not in path.names:
-        cause = f"ValueError: Can't find 'adapter_config.json' at '{path.text}'" if adapter else None
+        cause = f"ValueError: Unrecognized model in {path.text}. Should have a `model_type` key in its config.json."
+        cause = f"ValueError: Can't find 'adapter_config.json' at '{path.text}'" if adapter else cause
         fix = f"name the directory that holds {config}"
         yield Found(f"{path.key}: {path.text} has no {config}", fix, path.key, cause=cause)
         return
@@ -78,7 +82,7 @@ def _incomplete(path: PathFacts, facts: Facts) -> Iterator[Found]:
     )
     reads_bytes = (path.json or {}).get("model_type") in _WITHOUT_VOCABULARY
     if path.key == "model_name_or_path" and not vocabulary and not reads_bytes:
-        cause = "OSError: Failed to load tokenizer."
+        cause = "ValueError: Couldn't instantiate the backend tokenizer from one of: …"
         fix = "copy tokenizer.json and tokenizer_config.json into it, from the model that it was made of"
         yield Found(f"{path.key}: {path.text} has no tokenizer", fix, path.key, cause=cause)
 
@@ -110,7 +114,7 @@ def _some(names: tuple[str, ...]) -> str:
     Severity.WARNING,
     needs=(Kind.CHECKOUT,),
     prevents="OSError: We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in "
-    "the cached files.",
+    "the cached files.\nOSError: Failed to load tokenizer.",
     why="a name that is no directory is fetched from the hub when the job runs; compute nodes often reach no network, "
     "and gated models need a token",
     fix="fetch it beforehand, where there is a network, into the HF_HOME that the job has; or name a directory",
@@ -136,7 +140,8 @@ def _hub_message(model: HubModel) -> str:
     if model.snapshot is not None:
         return f"{model.key}: {model.name} in {model.cache} lacks {_some(model.missing)}{gated}"
     partial = f" ({model.partial} downloads were broken off)" if model.partial else ""
-    return f"{model.key}: {model.name} is neither a directory of the checkout nor in {model.cache}{partial}{gated}"
+    kind = "neither a directory of the checkout nor" if model.name.split("/")[0] in _FOLDERS else "not"
+    return f"{model.key}: {model.name} is {kind} in {model.cache}{partial}{gated}"
 
 
 def _hub_fix(model: HubModel) -> str:
@@ -223,15 +228,19 @@ def _is_sibling(template: str, own: set[str]) -> bool:
     needs=(Kind.CHECKOUT, Kind.IMAGE),
     prevents="ValueError: Unsupported torch version detected: torch 2.9.x with Conv3D. This combination is known to "
     "cause severe performance regression. Please downgrade torch to <2.9 or remove Conv3D.",
-    why="LLaMA-Factory 0.9.5 refuses models with a Conv3d, as most that read images or videos have, with torch 2.9",
+    why="LLaMA-Factory 0.9.5 refuses models with a Conv3d, as most that read images or videos have, with torch 2.9; "
+    "with USE_MCA=1 (Megatron) it does not look",
     fix="use an image with torch 2.8, or 2.10 and newer",
     source="llamafactory/model/loader.py, load_model; 0.9.5 (0.9.4 has no such check)",
 )
-def conv3d_with_this_torch(facts: Facts) -> Iterator[Found]:
+def conv3d_with_this_torch(facts: Facts) -> Iterator[Found | NotChecked]:
     """A model with a Conv3d (Qwen-VL, GLM-V) in an image with LLaMA-Factory 0.9.5 and torch 2.9."""
     image = facts.image
     assert image is not None
     if not image.packages.get("torch", "").startswith("2.9.") or not at_least(image.llamafactory, "0.9.5"):
+        return
+    if not facts.config.values.keys().isdisjoint(known().megatron_keys):
+        yield NotChecked("the YAML is for USE_MCA=1, where models are loaded by mcore_adapter")
         return
     name, model_type = facts.config.values.get("model_name_or_path"), config_of(facts).get("model_type")
     of_template = model_of(facts) is None and image.models.get(str(name)) in known().conv3d_templates

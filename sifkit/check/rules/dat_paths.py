@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 from sifkit.check.facts import Facts, Kind, PathFacts
 from sifkit.check.places import IN_CHECKOUT, READ, WRITTEN, is_seen, texts_of
 from sifkit.check.rule import Found, NotChecked, rule
-from sifkit.check.rules.dat import checkout_of, is_hidden, used
+from sifkit.check.rules.dat import checkout_of, is_hidden, leaves_checkout, used
+from sifkit.estimate.numbers import is_count
 
 _LAUNCH = "apptainer(1) 1.4, --bind; sifkit/launch.py"
 
@@ -57,7 +59,8 @@ def _is_elsewhere(path: PathFacts) -> bool:
 @rule(
     "DAT013",
     "path-leaves-checkout",
-    prevents="a path that is not there, or is another: in the container, ../data is beside /mnt",
+    prevents="ValueError: Cannot open ../data/dataset_info.json due to [Errno 2] No such file or directory: "
+    "'../data/dataset_info.json'.",
     why="the run starts in /mnt, where the checkout is; above it is the container's own root",
     fix="write an absolute path, which is then bound",
     source=_LAUNCH,
@@ -68,7 +71,7 @@ def path_leaves_checkout(facts: Facts) -> Iterator[Found]:
     values = facts.config.values
     for key in dict.fromkeys((*READ, *WRITTEN)):
         for text in texts_of(values, key):
-            if os.path.normpath(text).split("/")[0] == "..":
+            if leaves_checkout(text):
                 root = facts.checkout.root if facts.checkout else Path("/path/of/the/checkout")
                 meant = os.path.normpath(root / text)
                 message = f"{key}: {text} leaves the checkout, which is all that the container sees of relative paths"
@@ -79,7 +82,8 @@ def path_leaves_checkout(facts: Facts) -> Iterator[Found]:
     "DAT014",
     "hidden-by-checkout",
     needs=(Kind.CHECKOUT,),
-    prevents="OSError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/mnt/models/llama'",
+    prevents="OSError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/mnt/models/llama'. "
+    "Use `repo_type` argument if needed.\nOSError: Failed to load tokenizer.",
     why="the container has the checkout at /mnt: whatever this host has there is hidden",
     fix="reach it by another path, as a link outside /mnt or a site's bind: binds: [/mnt/data:/data]",
     source=_LAUNCH,
@@ -100,7 +104,7 @@ def hidden_by_checkout(facts: Facts) -> Iterator[Found]:
     "DAT016",
     "written-into-shared-checkout",
     needs=(Kind.CHECKOUT,),
-    prevents="OSError: [Errno 30] Read-only file system",
+    prevents="OSError: [Errno 30] Read-only file system: 'saves'",
     why="without a checkout of your own the run gets the cached one, which all runs share and which is bound read-only",
     fix="give a checkout of your own (--checkout DIR; sifkit checkout VERSION DIR), or an absolute path",
     source=_LAUNCH,
@@ -138,11 +142,14 @@ _MATCHED = {
     "DAT009",
     "deepspeed-file",
     needs=(Kind.CHECKOUT,),
-    prevents="ValueError: Please correct the following DeepSpeed config values that mismatch TrainingArguments values:",
+    prevents="ValueError: Please correct the following DeepSpeed config values that mismatch TrainingArguments "
+    "values:\n- ds gradient_accumulation_steps=4 vs hf gradient_accumulation_steps=1\n"
+    "The easiest method is to set these DeepSpeed config values to 'auto'.",
     why="deepspeed names a JSON file; what it says of batch, learning rate and precision must be what the YAML says, "
     'or "auto"',
     fix='"auto" in the DeepSpeed file for what the YAML sets',
-    source="transformers 4.57.1 and 5.6.0, integrations/deepspeed.py; accelerate 1.11.0, utils/deepspeed.py",
+    source="transformers 4.57.1 and 5.6.0, integrations/deepspeed.py; accelerate 1.11.0, utils/deepspeed.py; "
+    "tried with deepspeed 0.18.4",
 )
 def deepspeed_file(facts: Facts) -> Iterator[Found]:
     """The file of DeepSpeed is missing, no JSON, or says something else than the YAML."""
@@ -150,10 +157,12 @@ def deepspeed_file(facts: Facts) -> Iterator[Found]:
         if path.json is not None:
             yield from _mismatches(path.text, path.json, facts)
         elif path.exists:
-            yield Found(f"deepspeed: {path.text} holds no JSON object", "correct that file", "deepspeed")
-        elif not path.links and not is_hidden(path) and path.fault is None:
+            cause = "json.decoder.JSONDecodeError: …"
+            yield Found(f"deepspeed: {path.text} holds no JSON object", "correct that file", "deepspeed", cause=cause)
+        elif not path.links and not is_hidden(path) and path.fault is None and not leaves_checkout(path.text):
             fix = "name a file of examples/deepspeed/, as ds_z2_config.json"
-            cause = "ValueError: Expected a string path to an existing deepspeed config, or a dictionary, or a base64 …"
+            cause = "ValueError: Expected a string path to an existing deepspeed config, or a dictionary, or a base64 "
+            cause += f"encoded string. Received: {path.text}"
             yield Found(f"deepspeed: {path.host} is not there", fix, "deepspeed", cause=cause)
 
 
@@ -162,12 +171,24 @@ def _mismatches(name: str, says: Mapping[str, Any], facts: Facts) -> Iterator[Fo
         there, wanted = _at(says, long), facts.value(key)
         if there is None or there == "auto" or wanted is None or there == wanted:
             continue
+        if long.endswith(".enabled") and facts.value(f"{key}_full_eval") is True and there is True:
+            continue
+        if key == "per_device_train_batch_size" and facts.value("auto_find_batch_size") is True:
+            continue
         message = f"deepspeed: {name} says {long}: {_json(there)}, and {key} is {_json(wanted)}"
         yield Found(message, f'write "auto" there, or {key}: {_json(there)}', "deepspeed")
-    if _at(says, "fp16.enabled") is True and _at(says, "bf16.enabled") is True:
-        message = f"deepspeed: {name} enables fp16 and bf16 at once"
-        cause = "AssertionError: bfloat16 and fp16 modes cannot be simultaneously enabled"
-        yield Found(message, 'write "auto" for both', "deepspeed", cause=cause)
+    yield from _total_batch(name, says, facts)
+
+
+def _total_batch(name: str, says: Mapping[str, Any], facts: Facts) -> Iterator[Found]:
+    there, job = _at(says, "train_batch_size"), facts.job
+    factors = [facts.value("per_device_train_batch_size"), facts.value("gradient_accumulation_steps") or 1]
+    if not is_count(there) or job is None or not all(map(is_count, factors)):
+        return
+    total = math.prod([*factors, max(job.gpus, 1), job.nodes])
+    if there != total and facts.value("auto_find_batch_size") is not True:
+        message = f"deepspeed: {name} says train_batch_size: {there}, and this run has {total}"
+        yield Found(message, 'write "auto" there', "deepspeed")
 
 
 def _at(says: Mapping[str, Any], long: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from sifkit.check.dataset import FORMATS, Attributes, attributes, turns_alternate
 from sifkit.check.facts import DatasetFacts, Facts, Kind
 from sifkit.check.rule import Found, Severity, rule
-from sifkit.check.rules.dat import LOADER, NO_ROW_LEFT, used
+from sifkit.check.rules.dat import LOADER, NO_ROW_LEFT, absent_columns, unnamed_columns, used
 
 _CONVERTER = "llamafactory/data/converter.py; 0.9.4 and 0.9.5"
 
@@ -35,13 +35,12 @@ def columns_missing(facts: Facts) -> Iterator[Found]:
             yield Found(message, f"write one of {', '.join(FORMATS)} into its entry", each.key)
             continue
         severity = None if each.exact else Severity.WARNING
-        absent = {use: name for use, name in meant.read().items() if name not in each.columns}
-        if absent:
+        if absent := absent_columns(each, meant):
             said = ", ".join(f"{name} ({use})" if name != use else name for use, name in absent.items())
             message = f"{each.key}: {each.name} has no column {said}; it has {', '.join(sorted(each.columns))}"
             fix = _columns_fix(each, absent)
             yield Found(message, fix, each.key, cause=f"KeyError: {next(iter(absent.values()))!r}", severity=severity)
-        elif unnamed := _unnamed(meant):
+        elif unnamed := unnamed_columns(meant):
             message = f"{each.key}: the entry of {each.name} names no column {' and '.join(unnamed)}"
             named = ", ".join(f'"{use}": "COLUMN"' for use in unnamed)
             yield Found(message, f'name them: "columns": {{{named}}}', each.key, cause="KeyError: None")
@@ -52,13 +51,6 @@ def columns_missing(facts: Facts) -> Iterator[Found]:
             )
         elif meant.formatting != "alpaca":
             yield from _tags(each, meant, severity)
-
-
-def _unnamed(meant: Attributes) -> list[str]:
-    """Columns that are looked up although the entry names none."""
-    uses = ["chosen", "rejected"] if meant.ranking and not meant.kto_tag else []
-    uses += ["response"] if meant.kto_tag and meant.formatting == "alpaca" else []
-    return [use for use in uses if getattr(meant, use) is None]
 
 
 def _first_row(dataset: DatasetFacts, meant: Attributes, stage: str) -> tuple[str, str] | None:
@@ -103,10 +95,15 @@ def _columns_fix(dataset: DatasetFacts, absent: dict[str, str]) -> str:
     return f'name the columns in its entry: "columns": {{{named}}}'
 
 
+def _missing_tags(dataset: DatasetFacts, meant: Attributes) -> list[str]:
+    """Keys that its messages should have, and have not."""
+    tags = (meant.role_tag, meant.content_tag) if dataset.message_keys else ()
+    return [tag for tag in tags if tag and tag not in dataset.message_keys]
+
+
 def _tags(dataset: DatasetFacts, meant: Attributes, severity: Severity | None) -> Iterator[Found]:
     """Keys and speakers of the messages, against the entry's tags."""
-    missing = [tag for tag in (meant.role_tag, meant.content_tag) if tag and tag not in dataset.message_keys]
-    if missing and dataset.message_keys:
+    if missing := _missing_tags(dataset, meant):
         keys = ", ".join(sorted(dataset.message_keys))
         message = f"{dataset.key}: messages of {dataset.name} have no {' and '.join(missing)}; they have {keys}"
         fix = 'name them in its entry: "tags": {"role_tag": "role", "content_tag": "content", …}'
@@ -140,7 +137,7 @@ def turns_do_not_alternate(facts: Facts) -> Iterator[Found]:
         for each in datasets:
             meant = attributes(each.entry or {})
             unknown = each.roles and not each.roles & {*meant.roles[0], *meant.roles[1], meant.system_tag}
-            if not each.broken_rows or unknown or each.problem:  # tags that none has are another rule's matter
+            if not each.broken_rows or each.problem or unknown or _missing_tags(each, meant):  # DAT010, DAT005
                 continue
             pretrains = facts.value("stage") == "pt"
             severity = Severity.ERROR if pretrains or len(lost) == len(datasets) else Severity.WARNING

@@ -11,11 +11,12 @@ from sifkit.check.rule import Edit, Found, NotChecked, Severity, rule
 from sifkit.check.rules.dat import used
 from sifkit.check.rules.slm import job_of
 from sifkit.check.script import parse_script
+from sifkit.estimate.numbers import is_count, is_number
+from sifkit.filesystems import NETWORK
 
 _LAUNCHER = "llamafactory/launcher.py, launch; 0.9.4 and 0.9.5"
-_TOKENS_A_SECOND = 100_000  # that one process tokenizes at least, with LLaMA-Factory's templates
+_TOKENS_A_SECOND = 100_000  # of one process; measured: 350,000 on a core of today, with a small vocabulary
 _DEFAULT_TIMEOUT = 1800  # seconds (transformers, TrainingArguments.ddp_timeout)
-_NETWORK = ("nfs", "lustre", "beegfs", "gpfs", "cifs", "ceph", "fuse.glusterfs", "panfs", "fuse.sshfs")
 _WITHOUT_END = "180000000"  # seconds, as LLaMA-Factory's own examples have it
 
 
@@ -38,17 +39,18 @@ def zero_stage(facts: Facts) -> int | None:
     "tokenizing-outlasts-timeout",
     Severity.WARNING,
     needs=(Kind.JOB, Kind.CHECKOUT),
-    prevents="Watchdog caught collective operation timeout: WorkNCCL(…) ran for 1800000 milliseconds before timing "
-    "out.",
+    prevents="Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1, OpType=ALLREDUCE, …, "
+    "Timeout(ms)=1800000) ran for 1800000 milliseconds before timing out.",
     why="the first process of a node tokenizes alone; all others wait for it, at most ddp_timeout seconds",
     fix="ddp_timeout: 180000000; or tokenize beforehand into tokenized_path",
-    source="llamafactory/data/loader.py, get_dataset; transformers 4.57.1 and 5.6.0, training_args.py",
+    source="llamafactory/data/loader.py, get_dataset; transformers 4.57.1 and 5.6.0, training_args.py "
+    "(main_process_first, ddp_timeout); libtorch_cuda.so of torch 2.6 and 2.9",
     rows=(21,),
 )
 def tokenizing_outlasts_timeout(facts: Facts) -> Iterator[Found | NotChecked]:
     """Several processes, and tokenizing may take longer than they wait for each other."""
     timeout = facts.value("ddp_timeout") or _DEFAULT_TIMEOUT
-    if processes(job_of(facts)) == 1 or not isinstance(timeout, int | float) or timeout > 100_000:
+    if processes(job_of(facts)) == 1 or not is_number(timeout) or timeout > 100_000:
         return
     if facts.value("streaming") is True:
         return
@@ -70,10 +72,10 @@ def _tokenizing(facts: Facts) -> float:
     limit = facts.value("max_samples")
     tokens = 0.0
     for each in used(facts):
-        rows = min(each.rows or 0, limit) if isinstance(limit, int) else each.rows or 0
+        rows = min(each.rows or 0, limit) if is_count(limit) else each.rows or 0
         tokens += rows * (each.mean_tokens or 0.0)
     cpus = job_of(facts).cpus
-    at_once = min(workers, cpus or workers) if isinstance(workers, int) and workers > 0 else 1
+    at_once = min(workers, cpus or workers) if is_count(workers) else 1
     return tokens / (_TOKENS_A_SECOND * at_once)
 
 
@@ -111,7 +113,7 @@ def effective_batch(facts: Facts) -> Iterator[Found]:
     """How many rows several GPUs take together before the weights change."""
     job, each = job_of(facts), facts.value("per_device_train_batch_size")
     steps = facts.value("gradient_accumulation_steps") or 1
-    if processes(job) > 1 and isinstance(each, int) and isinstance(steps, int):
+    if processes(job) > 1 and is_count(each) and is_count(steps):
         nodes = f" × {job.nodes} nodes" if job.nodes > 1 else ""
         said = f"{each} on each GPU × {steps} accumulated × {max(job.gpus, 1)} GPUs{nodes}"
         total = each * steps * processes(job)
@@ -130,7 +132,8 @@ def effective_batch(facts: Facts) -> Iterator[Found]:
     "interface found",
     why="NCCL_* of your environment is handed to the run; these switch its fast ways off, or fit one machine alone",
     fix="unset it, and let NCCL choose",
-    source="NCCL's documentation, Environment Variables; sifkit/launch.py, ENVIRONMENT_PASSED",
+    source="https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html; libnccl.so.2 of torch 2.9; "
+    "sifkit/launch.py, ENVIRONMENT_PASSED",
     rows=(39,),
 )
 def nccl_over_sockets(facts: Facts) -> Iterator[Found]:
@@ -141,7 +144,8 @@ def nccl_over_sockets(facts: Facts) -> Iterator[Found]:
         return
     if job.nodes > 1 and environment.get("NCCL_IB_DISABLE") == "1":
         yield Found("NCCL_IB_DISABLE=1: the nodes talk over TCP, without InfiniBand", "unset NCCL_IB_DISABLE")
-    if job.nodes > 1 and (name := environment.get("NCCL_SOCKET_IFNAME")):
+    name = environment.get("NCCL_SOCKET_IFNAME", "")
+    if job.nodes > 1 and name and not name.startswith("^"):  # which leaves some out
         message = f"NCCL_SOCKET_IFNAME={name}: each node needs an interface of that name, which reaches the others"
         yield Found(message, "unset NCCL_SOCKET_IFNAME, unless all nodes have it")
     if job.gpus > 1 and environment.get("NCCL_P2P_DISABLE") == "1":
@@ -154,7 +158,8 @@ def nccl_over_sockets(facts: Facts) -> Iterator[Found]:
     Severity.WARNING,
     needs=(Kind.JOB, Kind.HOST),
     prevents="OSError: [Errno 116] Stale file handle; or a hang at the first step",
-    why="all processes compile into one cache at once; on a network filesystem they meet half-written files of others. "
+    why="all processes compile into one cache at once; on a network filesystem they meet half-written files of others, "
+    "and wait for a lock file that one which died has left. "
     "sifkit gives Triton's and inductor's a place on each node; that of torch extensions is your own",
     fix="a directory of each node: TORCH_EXTENSIONS_DIR=/tmp/$USER/torch_extensions",
     source="torch 2.6 to 2.9, utils/cpp_extension.py and file_baton.py; sifkit/launch.py, CACHES",
@@ -167,7 +172,7 @@ def cache_shared_between_ranks(facts: Facts) -> Iterator[Found]:
     compiled = {"TORCH_EXTENSIONS_DIR"} if facts.config.values.get("deepspeed") is not None else set()
     compiled |= set() if job.ours else {"TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"}
     for place in facts.host.places if processes(job) > 1 else ():
-        if place.name in compiled and place.filesystem.startswith(_NETWORK):
+        if place.name in compiled and place.filesystem in NETWORK:
             message = (
                 f"{processes(job)} processes compile into {place.path} ({place.name}), which is {place.filesystem}"
             )
@@ -207,13 +212,15 @@ def elastic_incomplete(facts: Facts) -> Iterator[Found]:
     "sharding-does-not-fit",
     needs=(Kind.CHECKOUT,),
     prevents="ValueError: DeepSpeed ZeRO-3 or FSDP is incompatible with PTQ-quantized models.",
-    why="ZeRO-3 and FSDP cut weights into pieces, which most quantised formats and some methods do not survive",
+    why="ZeRO-3 and FSDP cut weights into pieces, which most quantised formats and some methods do not survive. Of "
+    "FSDP LLaMA-Factory knows when it loads the model only with transformers 4 and cpu_ram_efficient_loading: true",
     fix="ZeRO-2 (examples/deepspeed/ds_z2_config.json), or another method",
-    source="llamafactory/model/model_utils/quantization.py, configure_quantization; model/adapter.py; 0.9.4 and 0.9.5",
+    source="llamafactory/model/model_utils/quantization.py, configure_quantization; model/adapter.py; 0.9.4 and 0.9.5; "
+    "transformers 4.57.1 and 5.6.0, integrations/fsdp.py, is_fsdp_enabled, and training_args.py",
 )
 def sharding_does_not_fit(facts: Facts) -> Iterator[Found]:
     """DeepSpeed ZeRO-3 or FSDP with a quantised model, or with several adapters."""
-    if zero_stage(facts) != 3 and not facts.config.values.get("fsdp"):
+    if zero_stage(facts) != 3 and not _loads_for_fsdp(facts):
         return
     key = "deepspeed" if zero_stage(facts) == 3 else "fsdp"
     words = "ZeRO-3" if key == "deepspeed" else "FSDP"
@@ -226,6 +233,13 @@ def sharding_does_not_fit(facts: Facts) -> Iterator[Found]:
         cause = "AssertionError: Cannot use multiple adapters in DeepSpeed ZeRO-3."
         fix = "merge all but the last one beforehand: llamafactory-cli export"
         yield Found(f"adapter_name_or_path: {len(adapters)} adapters with ZeRO-3", fix, key, cause=cause)
+
+
+def _loads_for_fsdp(facts: Facts) -> bool:
+    """Whether is_fsdp_enabled() of transformers holds while the model is loaded, as far as the YAML tells."""
+    config, image = facts.config.values.get("fsdp_config"), facts.image
+    efficient = isinstance(config, Mapping) and str(config.get("cpu_ram_efficient_loading")).lower() == "true"
+    return bool(facts.config.values.get("fsdp")) and efficient and bool(image and image.transformers.startswith("4."))
 
 
 def _quantised(facts: Facts) -> tuple[str, str] | None:
@@ -277,7 +291,7 @@ def layerwise_with_accumulation(facts: Facts) -> Iterator[Found]:
     why="PPO of LLaMA-Factory is written for trl 0.8.6 to 0.9.6, which the rest of it refuses since 0.9.4; it takes no "
     "eval dataset and does not resume",
     fix="train with stage dpo or kto, or in an image with LLaMA-Factory 0.9.3",
-    source="llamafactory/train/ppo/trainer.py, __init__ and ppo_train; 0.9.4 and 0.9.5",
+    source="llamafactory/train/ppo/trainer.py, __init__ and ppo_train; 0.9.4 and 0.9.5, tried",
 )
 def ppo_refuses_this(facts: Facts) -> Iterator[Found]:
     """Stage ppo with the image's trl, an eval dataset, or a checkpoint to go on from."""

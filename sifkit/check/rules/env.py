@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from sifkit.check.facts import Facts, HostFacts, Kind
 from sifkit.check.hosts import (
@@ -43,9 +43,16 @@ def no_apptainer(facts: Facts) -> Iterator[Found]:
         other = f"; `singularity` is {host.singularity}, which sifkit does not use" if host.singularity else ""
         said = f"there is no apptainer on PATH{other}{elsewhere(facts)}"
         yield Found(said, _how_to_install(host), severity=on_this_host(facts))
-    elif Version(host.apptainer) < OLDEST_APPTAINER:
+    elif _is_old(host.apptainer):
         said = f"Apptainer {host.apptainer} is older than {OLDEST_APPTAINER}{elsewhere(facts)}"
         yield Found(said, _how_to_install(host), severity=on_this_host(facts))
+
+
+def _is_old(version: str) -> bool:
+    try:
+        return Version(version) < OLDEST_APPTAINER
+    except InvalidVersion:  # of somebody's own build
+        return False
 
 
 def _how_to_install(host: HostFacts) -> str:
@@ -225,11 +232,14 @@ def _no_squashfuse(host: HostFacts, severity: Severity, where: str) -> Found:
     "ENV013",
     "no-nv-libraries",
     needs=(Kind.HOST, Kind.JOB),
-    prevents="WARNING: Could not find any nv files on this host!",
-    why="--nv binds what the host's ldconfig knows of the driver; without libcuda the run sees no GPU",
+    prevents="WARNING: Could not find any nv files on this host!\n"
+    "ValueError: Your setup doesn't support bf16/gpu. You need to assign use_cpu if you want to train the model on "
+    "CPU.",
+    why="--nv binds what the host's ldconfig knows of the driver; without libcuda the run sees no GPU. Apptainer says "
+    "so only where there is no libGL either",
     fix="run where there is a GPU, or on the CPU: use_cpu=true; with a driver: `ldconfig`, as root",
-    source="apptainer/internal/pkg/util/paths/resolve.go, 1.4; hparams/parser.py of LLaMA-Factory 0.9.5: "
-    "Your setup doesn't support bf16/gpu.",
+    source="Apptainer 1.4.5, tried on a host with libGL alone (silent); nvliblist.conf; transformers 4.57.1 and 5.6.0, "
+    "training_args.py",
     rows=(6,),
 )
 def no_nv_libraries(facts: Facts) -> Iterator[Found | NotChecked]:
@@ -244,7 +254,7 @@ def no_nv_libraries(facts: Facts) -> Iterator[Found | NotChecked]:
             said = f"driver {host.driver} answers, but ldconfig knows no libcuda: --nv binds none"
             yield Found(said, by_root(host, "ldconfig"))
         else:
-            said = "this host has no NVIDIA driver: --nv finds nothing to bind, and the run asks for a GPU"
+            said = "this host has no NVIDIA driver: --nv finds no libcuda to bind, and the run asks for a GPU"
             yield Found(said, "run it on a GPU node (sifkit submit), or on the CPU: use_cpu=true bf16=false")
 
 

@@ -9,6 +9,7 @@ from sifkit.check.facts import Facts, HostFacts, Kind, Place
 from sifkit.check.hosts import bound_by_script, elsewhere, on_this_host
 from sifkit.check.places import is_seen
 from sifkit.check.rule import Found, NotChecked, Severity, rule
+from sifkit.check.rules.dst import processes
 from sifkit.check.script import parse_script
 from sifkit.filesystems import MEMORY, NETWORK
 
@@ -106,9 +107,10 @@ def cache_not_writable(facts: Facts) -> Iterator[Found]:
     rows=(33,),
 )
 def cache_on_network_filesystem(facts: Facts) -> Iterator[Found]:
-    """What compilers keep lies on a network filesystem."""
+    """What compilers keep lies on a network filesystem; of several processes, another rule speaks."""
+    several = facts.job is not None and processes(facts.job) > 1  # DST006
     for place in _compiled(facts):
-        if place.filesystem in NETWORK:
+        if place.filesystem in NETWORK and not (several and place.name in _COMPILED):
             said = f"{_named(place)} is on a network filesystem ({place.filesystem}), and compilers' caches go there"
             yield Found(said, f"use the node's own disk: {_exports([place])}, below /tmp")
 

@@ -9,6 +9,7 @@ from packaging.version import InvalidVersion, Version
 
 from sifkit.check.facts import Facts, ImageFacts, JobFacts, Kind, SiteFacts, TargetGpu
 from sifkit.check.rule import Edit, Found, NotChecked, Severity, rule
+from sifkit.check.rules.cfg_parser import device_of
 from sifkit.compat.hardware import at_least, kernels_fix
 from sifkit.compat.tables import has_kernels, load_tables
 
@@ -171,13 +172,15 @@ def half_precision_without_gpu(facts: Facts) -> Iterator[Found | NotChecked]:
     if job is None or job.device != "cpu":
         return
     meant = values.get("use_cpu") is True or values.get("no_cuda") is True
-    if values.get("pure_bf16") is True:
+    if values.get("pure_bf16") is True and not device_of(facts).gpu:  # use_cpu on a GPU's node is taken
         message = "pure_bf16: true in a run without a GPU: LLaMA-Factory stops at once"
         cause = "ValueError: This device does not support `pure_bf16`."
         yield Found(message, "ask for a GPU, or pure_bf16: false", "pure_bf16", cause=cause)
-    if values.get("bf16") is True and not meant:
-        message = "bf16: true in a run without a GPU: LLaMA-Factory stops at once"
-        yield Found(message, "ask for a GPU, or train on the CPU: use_cpu: true and bf16: false", "bf16")
+    half = [key for key in ("bf16", "bf16_full_eval") if values.get(key) is True]
+    if half and not meant:
+        message = f"{half[0]}: true in a run without a GPU: LLaMA-Factory stops at once"
+        off = ", ".join(f"{key}: false" for key in half)
+        yield Found(message, f"ask for a GPU, or train on the CPU: use_cpu: true, {off}", half[0])
     if values.get("fp16") is True:
         message = "fp16: true in a run without a GPU: it computes in fp32, and says nothing"
         yield Found(message, "ask for a GPU, or fp16: false", "fp16", severity=Severity.WARNING)
@@ -221,28 +224,24 @@ def _version(facts: Facts, package: str) -> Version | None:
     "flash-attention-unsupported",
     needs=(Kind.IMAGE, Kind.SITE, Kind.JOB),
     prevents="FlashAttention only supports Ampere GPUs or newer.",
-    why="FlashAttention 2 has kernels from compute capability 8.0 on; without its package LLaMA-Factory logs that and "
-    "takes another attention",
+    why="FlashAttention 2 has kernels from compute capability 8.0 on, and its first call fails on older GPUs; without "
+    "its package or without a GPU LLaMA-Factory logs that and takes another attention",
     fix="flash_attn: auto, with which PyTorch's own attention is taken",
-    source="transformers 5.6.0 modeling_utils.py, _flash_attn_can_dispatch and its checks; LLaMA-Factory 0.9.5 "
-    "model/model_utils/attention.py",
+    source="flash-attn csrc/flash_attn/flash_api.cpp, mha_fwd; transformers 4.57.1 and 5.6.0 utils/import_utils.py, "
+    "is_flash_attn_2_available; LLaMA-Factory 0.9.5 model/model_utils/attention.py",
 )
 def flash_attention_unsupported(facts: Facts) -> Iterator[Found | NotChecked]:
     """flash_attn: fa2 on a GPU before Ampere, or in an image without the package."""
     if facts.config.values.get("flash_attn") != "fa2":
         return
     edit = Edit("flash_attn", value="auto")
-    if "flash-attn" not in _image(facts).packages:
-        message = (
-            "flash_attn: fa2, and the image has no flash-attn: LLaMA-Factory logs that, and takes another attention"
-        )
-        fix = "flash_attn: auto, or an image with flash-attn"
+    missing = "flash-attn" not in _image(facts).packages
+    if missing or not on_gpu(facts):
+        lack = "the image has no flash-attn" if missing else "the run has no GPU"
+        message = f"flash_attn: fa2, and {lack}: LLaMA-Factory logs that, and takes another attention"
+        fix = "flash_attn: auto" + (", or an image with flash-attn" if missing and on_gpu(facts) else "")
         cause = "FlashAttention-2 is not installed."
         yield Found(message, fix, "flash_attn", cause=cause, edit=edit, severity=Severity.WARNING)
-        return
-    if not on_gpu(facts):
-        message = "flash_attn: fa2 in a run without a GPU: FlashAttention has no kernels for the CPU"
-        yield Found(message, "flash_attn: auto", "flash_attn", edit=edit)
         return
     old, all_of_them = those(facts, lambda gpu: gpu.capability and gpu.capability < (8, 0))
     if old:
@@ -277,10 +276,12 @@ def unknown_gpu(facts: Facts) -> Iterator[Found | NotChecked]:
     "GPU010",
     "more-gpus-than-here",
     needs=(Kind.HOST, Kind.JOB),
-    prevents="CUDA error: invalid device ordinal",
-    why="torchrun starts one process for each GPU that is asked for, and each takes the GPU of its own number",
+    prevents="Duplicate GPU detected : rank",
+    why="torchrun starts one process for each GPU that is asked for; where there are fewer, accelerate gives one GPU "
+    "to several processes, and NCCL refuses that when they first wait for each other",
     fix="ask for as many GPUs as there are",
-    source="LLaMA-Factory 0.9.5 launcher.py (NPROC_PER_NODE); torch 2.9.1 torch/cuda/__init__.py, set_device",
+    source="LLaMA-Factory 0.9.5 launcher.py (NPROC_PER_NODE); accelerate 1.11.0 state.py, set_device: the process's "
+    "number modulo the GPUs; the message: libnccl.so.2 of the images",
 )
 def more_gpus_than_here(facts: Facts) -> Iterator[Found | NotChecked]:
     """The run asks for more GPUs than this host, on which it starts, has."""
@@ -297,10 +298,13 @@ def more_gpus_than_here(facts: Facts) -> Iterator[Found | NotChecked]:
     "eight-bits-without-hardware",
     Severity.WARNING,
     needs=(Kind.SITE, Kind.JOB),
-    prevents="nothing is said: it runs slower, or fails at the first step",
-    why="bitsandbytes multiplies 8-bit matrices with tensor cores of Turing (compute capability 7.5) and newer",
+    prevents="nothing is said: it runs slower. python -m bitsandbytes says: Only slow 8-bit matmul is supported for "
+    "your GPU!",
+    why="8-bit matrices are multiplied fast by tensor cores of compute capability 7.5 and newer; 4 bits need none, and "
+    "run from 6.0 on",
     fix="quantization_bit: 4",
-    source="bitsandbytes, README of 0.37.2 on PyPI: LLM.int8() requires Turing or Ampere GPUs",
+    source="bitsandbytes 0.50.2 cuda_specs.py, has_imma; diagnostics/cuda.py, _print_cuda_diagnostics; its README: "
+    "SM60+ minimum, SM75+ recommended",
 )
 def eight_bits_without_hardware(facts: Facts) -> Iterator[Found | NotChecked]:
     """8-bit quantisation on a GPU before Turing."""
@@ -310,5 +314,6 @@ def eight_bits_without_hardware(facts: Facts) -> Iterator[Found | NotChecked]:
     old, all_of_them = those(facts, lambda gpu: gpu.capability and gpu.capability < (7, 5))
     if old and on_gpu(facts):
         more = "" if all_of_them else f", or ask for another GPU than {names(old)}"
-        message = f"quantization_bit: 8 needs compute capability 7.5, and {names(old)} has less{_capabilities(old)}"
+        message = f"quantization_bit: 8 is slow below compute capability 7.5, and {names(old)} has less"
+        message += _capabilities(old)
         yield Found(message, f"quantization_bit: 4{more}", "quantization_bit")

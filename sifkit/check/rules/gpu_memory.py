@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sifkit.check.facts import Facts, Kind, TargetGpu
@@ -10,9 +10,11 @@ from sifkit.check.needs import gib, memory_of, shape_of, stored
 from sifkit.check.rule import Edit, Found, NotChecked, Severity, rule
 from sifkit.check.rules.gpu import names, on_gpu, target
 from sifkit.estimate.memory import Estimate
+from sifkit.estimate.numbers import is_count
 from sifkit.estimate.settings import Unknown
 
 _NEEDS = (Kind.CHECKOUT, Kind.SITE, Kind.JOB)
+_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _DOCS = "docs/estimates.md: the formula, and its error against measured runs"
 
 
@@ -50,9 +52,11 @@ def memory_too_small(facts: Facts) -> Iterator[Found | NotChecked]:
 
 def _too_small(facts: Facts, estimate: Estimate, small: tuple[TargetGpu, ...], *, all_of_them: bool) -> Found:
     most = max(gpu.memory or 0 for gpu in small)
-    has = f"{names(small)} has {gib(most)}"
+    largest = max(gpu.largest or gpu.memory or 0 for gpu in small)
+    variants = f", of its variants the largest {gib(largest)}" if largest > most else ""
+    has = f"{names(small)} has {gib(most)}{variants}"
     key = "per_device_train_batch_size"
-    if all_of_them and estimate.certain > most:
+    if all_of_them and estimate.certain > largest:
         message = f"weights, gradients and optimizer need {gib(estimate.certain)} of each GPU, and {has}"
         return Found(message, _fix(facts, most), "finetuning_type", severity=Severity.ERROR)
     other = "" if all_of_them else f", or ask for another GPU than {names(small)}"
@@ -68,7 +72,7 @@ def _parts(estimate: Estimate) -> str:
         "activations": estimate.activations,
         "logits": estimate.logits,
         "buffers": estimate.buffers,
-        "CUDA and allocator": estimate.overhead,
+        "CUDA and the allocator": estimate.overhead + estimate.slack,
     }
     said = sorted(((size, name) for name, size in parts.items() if size > estimate.total // 100), reverse=True)
     return ", ".join(f"{name} {gib(size)}" for size, name in said)
@@ -79,10 +83,33 @@ def _fix(facts: Facts, limit: int) -> str:
     changes: dict[str, Any] = {}
     for step in _steps(facts):
         changes |= step
-        found = memory_of(facts, changes)
-        if isinstance(found, Estimate) and found.total <= limit:
-            return ", ".join(f"{key}: {_word(value)}" for key, value in changes.items())
+        if _fits(facts, changes, limit):
+            return _said(_needed(facts, changes, limit))
+    other = {**changes, "quantization_bit": 4}
+    if facts.image and "bitsandbytes" not in facts.image.packages and _fits(facts, other, limit):
+        return f"{_said(_needed(facts, other, limit))}, with an image that has bitsandbytes; or more GPUs with ZeRO-3"
     return "more GPUs with DeepSpeed ZeRO-3, or a smaller model"
+
+
+def _fits(facts: Facts, changes: Mapping[str, Any], limit: int) -> bool:
+    found = memory_of(facts, changes)
+    return isinstance(found, Estimate) and found.total <= limit
+
+
+def _needed(facts: Facts, changes: dict[str, Any], limit: int) -> dict[str, Any]:
+    """Without those that make no difference after all. A smaller batch and its accumulation stay together."""
+    for key in [*changes]:
+        if key == "finetuning_type" and "quantization_bit" in changes:
+            continue  # which goes with adapters alone
+        dropped = _BATCH if key in _BATCH else (key,)
+        fewer = {name: value for name, value in changes.items() if name not in dropped}
+        if _fits(facts, fewer, limit):
+            changes = fewer
+    return changes
+
+
+def _said(changes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}: {_word(value)}" for key, value in changes.items())
 
 
 def _word(value: object) -> str:
@@ -105,7 +132,7 @@ def _steps(facts: Facts) -> Iterator[dict[str, Any]]:
     if "bitsandbytes" in packages and not facts.value("quantization_bit"):
         yield {"quantization_bit": 4}
     cutoff = facts.value("cutoff_len") or 2048
-    while isinstance(cutoff, int) and cutoff > 512:
+    while is_count(cutoff) and cutoff > 512:
         cutoff //= 2
         yield {"cutoff_len": cutoff}
 
@@ -114,7 +141,7 @@ def _smaller_batches(facts: Facts) -> Iterator[dict[str, Any]]:
     """With as much more accumulation, so that the effective batch stays."""
     batch, accumulation = facts.value("per_device_train_batch_size"), facts.value("gradient_accumulation_steps") or 1
     batch = 8 if batch is None else batch
-    while isinstance(batch, int) and isinstance(accumulation, int) and batch > 1 and batch % 2 == 0:
+    while is_count(batch) and is_count(accumulation) and batch > 1 and batch % 2 == 0:
         batch, accumulation = batch // 2, accumulation * 2
         yield {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
 
@@ -141,6 +168,8 @@ def memory_estimate(facts: Facts) -> Iterator[Found | NotChecked]:
     if estimate.total <= (least.memory or 0):
         message = f"at its peak the run needs about {gib(estimate.total)} of the {gib(least.memory or 0)} of each "
         message += f"{least.model}, with rows of cutoff_len: {_parts(estimate)}"
+        if estimate.cached > estimate.total // 20:
+            message += f"; with what the allocator keeps unused, nvidia-smi shows up to {gib(estimate.shown)}"
         yield Found(message, "nothing needs to be done")
 
 

@@ -160,7 +160,13 @@ def resume_refused(facts: Facts) -> Iterator[Found | NotChecked]:
     if torch is None or not transformers:
         yield NotChecked("the image has no torch or no transformers")
         return
-    if Version(torch) >= Version("2.6") or Version(transformers) < Version("4.52") or not facts.value("do_train"):
+    if not facts.value("do_train"):
+        return
+    try:
+        if Version(torch) >= Version("2.6") or Version(transformers) < Version("4.52"):
+            return
+    except InvalidVersion:
+        yield NotChecked(f"torch {torch} or transformers {transformers} is no version")
         return
     how = _resumes(facts)
     message = f"transformers {transformers} resumes no checkpoint with torch {torch}: "

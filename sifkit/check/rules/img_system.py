@@ -65,7 +65,7 @@ def _triton_key(facts: Facts) -> str | None:
     fix="Use an image with the extra deepspeed (extras in the spec), which brings them; or a DeepSpeed file without "
     "offload_optimizer and optimizer.",
     source="deepspeed 0.18.4: op_builder/builder.py (jit_load, nvcc_args), runtime/engine.py "
-    "(_configure_basic_optimizer); accelerate 1.11.0: accelerator.py (_prepare_deepspeed)",
+    "(_configure_basic_optimizer), read; accelerate 1.11.0: accelerator.py (_prepare_deepspeed)",
     rows=(19,),
 )
 def no_nvcc(facts: Facts) -> Iterator[Found | NotChecked]:
@@ -141,12 +141,13 @@ def no_infiniband(facts: Facts) -> Iterator[Found]:
     "compat-before-driver",
     Severity.WARNING,
     needs=[Kind.IMAGE],
-    prevents="RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 804: forward compatibility was attempted "
-    "on non supported HW",
+    prevents="RuntimeError: Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling "
+    "NumCudaDevices() that might have already set an error? Error 804: forward compatibility was attempted on non "
+    "supported HW",
     why="LD_LIBRARY_PATH of the image names a directory with a libcuda of its own. It is taken before the host's, "
     "which --nv appends; on GPUs other than data-centre ones, or with a newer driver, that fails.",
     fix="Take cuda/compat and stubs out of LD_LIBRARY_PATH in the image.",
-    source="Apptainer 1.4.5: /.singularity.d/env/99-base.sh; "
+    source="libc10_cuda.so and libcudart of torch 2.9; Apptainer 1.4.5: /.singularity.d/env/99-base.sh; "
     "https://docs.nvidia.com/deploy/cuda-compatibility/forward-compatibility.html",
     rows=(30,),
 )
@@ -172,7 +173,7 @@ def compat_before_driver(facts: Facts) -> Iterator[Found]:
     "/.singularity.d/libs/libGLX.so.0)",
     why="--nv binds the host's driver libraries into the container, where they are loaded with the image's C library.",
     fix="Build on a base with a newer C library.",
-    source="AP#945",
+    source="https://github.com/apptainer/apptainer/issues/945 and 3041",
     rows=(29,),
 )
 def older_libc_than_host_driver(facts: Facts) -> Iterator[Found | NotChecked]:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from sifkit.check.facts import Facts, JobFacts, Kind
 from sifkit.check.rule import Edit, Found, NotChecked, Severity, rule
+from sifkit.estimate.numbers import is_count
 
 GIB = 1024**3
-_RANK = 2 * GIB  # of host memory, at least: Python, torch and its CUDA context in one process
-_WORKER = GIB // 2  # of host memory, at least: a process that tokenizes or loads data
+# Of host memory, at least; measured in the default image on the CPU, training a model of 0.2 million parameters:
+_RANK = GIB  # 0.91 GiB: Python with torch and LLaMA-Factory; with a GPU, CUDA's own comes on top
+_WORKER = GIB // 64  # 0.01 to 0.02 GiB: a process that tokenizes or loads data, which shares the rest with its parent
 
 
 def job_of(facts: Facts) -> JobFacts:
@@ -24,7 +26,7 @@ def job_of(facts: Facts) -> JobFacts:
     "no-log-directory",
     needs=(Kind.JOB,),
     prevents="nothing at all: the job is FAILED in 0 s, without a log",
-    why="slurmd opens the log of --output before anything runs, and makes no directory for it",
+    why="Slurm opens the log of --output before anything runs, and makes no directory for it",
     fix="mkdir -p LOGS before sbatch",
     source="Slurm 22.05, tried: State=FAILED Reason=JobLaunchFailure ExitCode=0:53",
     rows=(14,),
@@ -43,11 +45,12 @@ def no_log_directory(facts: Facts) -> Iterator[Found]:
     "memory-too-small",
     Severity.WARNING,
     needs=(Kind.JOB,),
-    prevents="exitcode: -9, without a traceback: the kernel killed it (OUT_OF_MEMORY)",
+    prevents="exitcode: -9, without a traceback; the job's state is OUT_OF_MEMORY",
     why="the job's memory (--mem) holds its processes, those that tokenize and load data, and what DeepSpeed keeps on "
     "the CPU; weights go to the GPU directly",
     fix="ask for more (--mem), or lower preprocessing_num_workers",
-    source="deepspeed.readthedocs.io, memory requirements (offload: 16 bytes a parameter); the rest a lower bound",
+    source="measured in the default image: 0.9 GiB a process, a lower bound; deepspeed.readthedocs.io, memory "
+    "requirements (offload: 16 bytes a parameter)",
     rows=(20,),
 )
 def memory_too_small(facts: Facts) -> Iterator[Found]:
@@ -59,9 +62,11 @@ def memory_too_small(facts: Facts) -> Iterator[Found]:
     workers = _number(facts.value("preprocessing_num_workers")) + ranks * _number(facts.value("dataloader_num_workers"))
     parts = {f"{ranks} processes": ranks * _RANK, f"{workers} workers": workers * _WORKER, **_offloaded(facts)}
     needed = sum(parts.values())
-    if needed > job.memory:
-        said = ", ".join(f"{name} {size / GIB:.0f}" for name, size in parts.items() if size)
-        message = f"the job asks for {job.memory / GIB:.0f} GiB on a node and needs at least {needed / GIB:.0f}: {said}"
+    if needed >= job.memory:
+        said = ", ".join(f"{name} {size / GIB:.3g}" for name, size in parts.items() if size)
+        message = (
+            f"the job asks for {job.memory / GIB:.3g} GiB on a node, and needs more than {needed / GIB:.3g}: {said}"
+        )
         fix = f"--mem={-(-needed * 5 // 4 // GIB)}G"
         yield Found(message, fix, file=job.script_path)
 
@@ -74,14 +79,14 @@ def _offloaded(facts: Facts) -> dict[str, int]:
     files = [path.json for path in facts.checkout.at("deepspeed") if path.json]
     sizes = [path.size for path in facts.checkout.at("model_name_or_path") if path.size]
     zero = files[0].get("zero_optimization") if files else None
-    device = zero.get("offload_optimizer", {}).get("device") if isinstance(zero, dict) else None
-    if device != "cpu" or not sizes:
+    offload = zero.get("offload_optimizer") if isinstance(zero, dict) else None
+    if not isinstance(offload, dict) or offload.get("device") != "cpu" or not sizes:
         return {}
     return {"DeepSpeed's optimizer": sizes[0] // 2 * 16 // job.nodes}  # weights of 2 bytes
 
 
 def _number(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    return value if is_count(value) else 0
 
 
 @rule(
@@ -118,9 +123,11 @@ def more_workers_than_cpus(facts: Facts) -> Iterator[Found | NotChecked]:
     Severity.WARNING,
     needs=(Kind.JOB,),
     prevents="nothing: the run's results are gone, or on one node alone",
-    why="/tmp and the like belong to each node and are emptied after the job",
+    why="/tmp and the like belong to each node; some are emptied after each job (job_container/tmpfs), the others by "
+    "and by",
     fix="output_dir on a filesystem that all nodes see",
-    source="hier(7); slurm.conf(5), job_container/tmpfs",
+    source="hier(7); slurm.conf(5) of Slurm 22.05, JobContainerType; "
+    "https://slurm.schedmd.com/job_container_tmpfs.html",
 )
 def output_not_on_nodes(facts: Facts) -> Iterator[Found]:
     """A queued run writes its results into /tmp or another directory of the node alone."""
@@ -131,5 +138,5 @@ def output_not_on_nodes(facts: Facts) -> Iterator[Found]:
         and isinstance(text, str)
         and any(Path(text).is_relative_to(at) for at in ("/tmp", "/var/tmp", "/dev/shm"))
     ):
-        message = f"output_dir: {text} is the node's own, and is emptied after the job"
+        message = f"output_dir: {text} is the node's own, and is not kept"
         yield Found(message, "a directory of a filesystem that all nodes see, as saves/NAME", "output_dir")

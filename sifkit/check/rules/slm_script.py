@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from sifkit.check.facts import Facts, Kind
 from sifkit.check.rule import Found, Severity, rule
 from sifkit.check.rules.slm import job_of
-from sifkit.check.script import Line, Script, parse_script
+from sifkit.check.script import Line, Option, Script, parse_script
 
 _RENDEZVOUS = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 _LAUNCHER = "llamafactory/launcher.py, launch; 0.9.4 and 0.9.5"
-_SRUN = "srun(1), Slurm 22.05"
+_SRUN = "srun(1) of Slurm 22.05"
+_SBATCH = "sbatch(1) of Slurm 22.05"
+_IN_USE = (
+    "torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address. "
+    "port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use"
+)
 
 
 def _script(facts: Facts) -> Script | None:
@@ -41,17 +46,16 @@ def _sruns(script: Script) -> list[Line]:
     "SLM002",
     "tasks-start-torchrun-each",
     needs=(Kind.JOB,),
-    prevents="torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address. "
-    "port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use",
+    prevents=_IN_USE,
     why="srun starts its command once for each task, and each torchrun starts a process for every GPU of the node",
     fix="#SBATCH --ntasks-per-node=1",
-    source=f"{_LAUNCHER}; {_SRUN}",
+    source=f"{_LAUNCHER}; {_SRUN}; the message provoked with torch 2.9.1",
     rows=(36,),
 )
 def tasks_start_torchrun_each(facts: Facts) -> Iterator[Found]:
     """Several tasks on a node, each of which starts torchrun."""
     script = _script(facts)
-    for line in _sruns(script) if script else ():
+    for line in _sruns(script) if script and not _hiding(script) else ():
         alone = re.search(r"--ntasks-per-node[= ]1\b|--ntasks[= ]1\b|-n ?1\b", line.text)
         if script and script.tasks > 1 and not alone and _starts_torchrun(script, line):
             message = f"srun starts {script.tasks} torchruns on each node: one for each task"
@@ -62,23 +66,35 @@ def tasks_start_torchrun_each(facts: Facts) -> Iterator[Found]:
     "SLM003",
     "gpus-per-task",
     needs=(Kind.JOB,),
-    prevents="RuntimeError: CUDA error: invalid device ordinal",
+    prevents="CUDA error: invalid device ordinal",
     why="with --gpus-per-task each task sees its own GPUs alone, all of them numbered from 0: processes do not find "
     "the GPU of their rank",
     fix="#SBATCH --ntasks-per-node=1 and --gpus-per-node=N",
-    source=f"{_SRUN}, --gpus-per-task; {_LAUNCHER}",
+    source=f"{_SRUN}, --gpus-per-task and --gpu-bind (ignored with one task); {_LAUNCHER}",
     rows=(38,),
 )
 def gpus_per_task(facts: Facts) -> Iterator[Found]:
     """GPUs are given to tasks, of which there are several on a node."""
     script = _script(facts)
-    for name in ("gpus-per-task", "gpu-bind") if script else ():
-        option = script.options.get(name) if script else None
-        hides = option is not None and (name == "gpus-per-task" or option.value.startswith(("single", "per_task")))
-        if script and option and hides and script.tasks > 1:
-            message = f"--{name}={option.value} with {script.tasks} tasks on a node: none sees the GPUs of the others"
-            fix = f"--ntasks-per-node=1 and --gpus-per-node={max(script.gpus, 1)}"
-            yield _at(facts, option.line, message, fix)
+    option = _hiding(script) if script else None
+    if script and option:
+        message = (
+            f"--{option.name}={option.value} with {script.tasks} tasks on a node: none sees the GPUs of the others"
+        )
+        fix = f"--ntasks-per-node=1 and --gpus-per-node={max(script.gpus, 1)}"
+        yield _at(facts, option.line, message, fix)
+
+
+def _hiding(script: Script) -> Option | None:
+    """What keeps the GPUs of a node's several tasks from each other; --gpu-bind=none undoes --gpus-per-task."""
+    bind, each = script.options.get("gpu-bind"), script.options.get("gpus-per-task")
+    if script.tasks == 1:
+        return None
+    if bind is None:
+        return each
+    return (
+        bind if bind.value.removeprefix("verbose,").startswith(("single", "per_task", "map_gpu", "mask_gpu")) else None
+    )
 
 
 @rule(
@@ -87,9 +103,10 @@ def gpus_per_task(facts: Facts) -> Iterator[Found]:
     Severity.WARNING,
     needs=(Kind.JOB,),
     prevents="nothing: data is loaded and tokenized on one core",
-    why="since Slurm 22.05 srun does not take sbatch's --cpus-per-task over: its tasks get one CPU",
+    why="since Slurm 22.05 srun does not take sbatch's --cpus-per-task over, and binds each of its tasks to one CPU",
     fix="export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK before srun",
-    source="release notes of Slurm 22.05; srun(1)",
+    source=f"{_SRUN}, --cpus-per-task and SRUN_CPUS_PER_TASK; its release notes, as "
+    "https://github.com/reframe-hpc/reframe/issues/2655 quotes them",
     rows=(40,),
 )
 def srun_ignores_cpus(facts: Facts) -> Iterator[Found]:
@@ -112,9 +129,8 @@ def srun_ignores_cpus(facts: Facts) -> Iterator[Found]:
     "fixed-port",
     Severity.WARNING,
     needs=(Kind.JOB,),
-    prevents="torch.distributed.DistNetworkError: The server socket has failed to listen on any local network address. "
-    "port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use",
-    why="two jobs with the same port on one node: the second one dies",
+    prevents=_IN_USE,
+    why="two jobs with the same port on one node: the second one dies; without MASTER_PORT a free one is taken",
     fix="a port of the job's own: MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))",
     source=_LAUNCHER,
     rows=(36,),
@@ -175,7 +191,7 @@ def rendezvous_not_set(facts: Facts) -> Iterator[Found]:
     prevents="ValueError: Your setup doesn't support bf16/gpu.",
     why="without --nv the container has no driver libraries: torch finds no GPU, and trains on the CPU or stops",
     fix="apptainer exec --nv",
-    source="apptainer(1) 1.4, --nv; transformers 4.57.1 and 5.6.0, training_args.py",
+    source="apptainer exec --help of 1.4.5, --nv; transformers 4.57.1 and 5.6.0, training_args.py",
     rows=(6,),
 )
 def no_nv(facts: Facts) -> Iterator[Found]:
@@ -207,7 +223,7 @@ def _trains(line: Line) -> bool:
     prevents="ValueError: Your setup doesn't support bf16/gpu.",
     why="Slurm gives a job the GPUs that it asks for, mostly none by default",
     fix="#SBATCH --gres=gpu:1",
-    source="sbatch(1), --gres",
+    source=f"{_SBATCH}, --gres; transformers 4.57.1 and 5.6.0, training_args.py",
     rows=(6,),
 )
 def no_gpu_asked(facts: Facts) -> Iterator[Found]:
@@ -228,7 +244,7 @@ def no_gpu_asked(facts: Facts) -> Iterator[Found]:
     prevents="packages and libraries of the host in the container: PYTHONPATH, LD_LIBRARY_PATH, CONDA_* act there",
     why="Apptainer hands the environment of the job to the container unless it is told not to",
     fix="apptainer exec --cleanenv, and by --env what the run needs",
-    source="apptainer(1) 1.4, --cleanenv",
+    source="apptainer exec --help of 1.4.5, --cleanenv",
     rows=(9,),
 )
 def no_cleanenv(facts: Facts) -> Iterator[Found]:
@@ -250,7 +266,7 @@ def no_cleanenv(facts: Facts) -> Iterator[Found]:
     "'data/dataset_info.json'.",
     why="data/ and other relative paths count from where the command starts, which is where sbatch was called",
     fix="apptainer exec --bind CHECKOUT:/mnt --pwd /mnt",
-    source="apptainer(1) 1.4, --pwd; llamafactory/data/parser.py",
+    source=f"{_SBATCH}, --chdir; apptainer exec --help of 1.4.5, --pwd; llamafactory/data/parser.py, 0.9.4 and 0.9.5",
     rows=(4,),
 )
 def no_working_directory(facts: Facts) -> Iterator[Found]:
@@ -273,7 +289,7 @@ def no_working_directory(facts: Facts) -> Iterator[Found]:
     prevents="nothing: the log of the first start, which says why it ended, is gone",
     why="a requeued job opens its logs anew, and by default empties them",
     fix="#SBATCH --open-mode=append",
-    source="sbatch(1), --open-mode; slurm.conf(5), JobFileAppend",
+    source=f"{_SBATCH}, --open-mode; slurm.conf(5), JobFileAppend: by default, any existing file is truncated",
     rows=(15,),
 )
 def requeue_overwrites_log(facts: Facts) -> Iterator[Found]:
