@@ -10,8 +10,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sifkit.apptainer import Apptainer, Exec
+from sifkit.apptainer import Apptainer, Bind, Exec
 from sifkit.errors import CommandFailed
+from sifkit.launch import IN_CHECKOUT
 from sifkit.run import Runner
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +71,8 @@ def _parse(image: Path, checkout: Path, config: Path) -> float:
     apptainer = Apptainer.find(Runner(os.environ))
     overrides = ("use_cpu=true", "bf16=false", "report_to=none", "output_dir=/tmp/none")
     place = str(config.relative_to(checkout))
-    run = Exec(image, ("python3", "-c", _PARSE, place, *overrides), cwd=str(checkout), env={"HF_HUB_OFFLINE": "1"})
+    argv, binds = ("python3", "-c", _PARSE, place, *overrides), (Bind(checkout, IN_CHECKOUT),)
+    run = Exec(image, argv, binds=binds, cwd=IN_CHECKOUT, env={"HF_HUB_OFFLINE": "1"})
     started = time.monotonic()
     apptainer.runner.run(run.command(apptainer))
     return time.monotonic() - started
