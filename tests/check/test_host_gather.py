@@ -33,7 +33,8 @@ needs_namespaces = pytest.mark.skipif(not unshares(), reason="this machine makes
 
 def in_namespace(script: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run Python where this user is root of a namespace of its own, with the probe's functions as `n`."""
-    head = "import sys\nfrom sifkit.gather import namespace_probe as n\nn._user()\n"
+    # Not at /tmp, where this checkout may lie: a child could not find its script any more.
+    head = "import sys\nfrom sifkit.gather import namespace_probe as n\nn._user()\nn.TMPFS_AT = '/mnt'\n"
     argv = [sys.executable, "-c", head + script, *words]
     return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
 
@@ -93,10 +94,10 @@ from pathlib import Path
 from sifkit.places import try_places
 n._mounts()
 fd = os.open("/dev/fuse", os.O_RDWR)
-n._mount("dead", "/tmp/fuse", "fuse", 0, f"fd={fd},rootmode=40000,user_id=0,group_id=0")
+n._mount("dead", "/mnt/fuse", "fuse", 0, f"fd={fd},rootmode=40000,user_id=0,group_id=0")
 start = time.monotonic()
-found = try_places([Path("/tmp/fuse/x"), Path("/dev/shm")])
-print(time.monotonic() - start < 3, [each.answers for each in found.values()], found[Path("/tmp/fuse/x")].filesystem)
+found = try_places([Path("/mnt/fuse/x"), Path("/dev/shm")])
+print(time.monotonic() - start < 3, [each.answers for each in found.values()], found[Path("/mnt/fuse/x")].filesystem)
 """
     if not os.access("/dev/fuse", os.W_OK):
         pytest.skip("/dev/fuse does not open")
