@@ -144,4 +144,4 @@ def _require_sound(tools: Tools, subject: verification.Subject, options: verific
     job = checking.verification_job(options.device, options.gpus)
     around = checking.surroundings(asked, checking.Workplace.of(tools), config, job)
     overrides = ("report_to=none", *(("use_cpu=true", "bf16=false", "fp16=false") if options.device == "cpu" else ()))
-    checking.require_sound([config], overrides, around, tools.progress, checking.OF_THE_WHOLE_RUN)
+    checking.require_sound([config], overrides, around, tools.progress, checking.NOT_OF_A_VERIFICATION)

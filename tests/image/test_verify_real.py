@@ -72,14 +72,15 @@ def test_plain_apptainer_trains_by_hand(
 
 
 def test_a_checkout_without_dataset_info_is_named_before_anything_starts(
-    default_sif: Path, llamafactory: Path, tmp_path: Path
+    default_sif: Path, llamafactory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = copied(llamafactory, tmp_path)
+    broken, report = copied(llamafactory, tmp_path), tmp_path / "report"
     (broken / "data" / "dataset_info.json").unlink()
-    code, report = verify(default_sif, tmp_path / "report", "--checkout", str(broken))
-    assert code == Exit.PROBLEM
-    assert "dataset_info.json" in said(report)
-    assert not list((tmp_path / "report").glob("*.log"))
+    options = ("--device", "cpu", "--report", str(report), "--checkout", str(broken))
+    assert main(["build", "--verify", *options, str(default_sif)]) == Exit.PROBLEM
+    assert "DAT001" in (words := capsys.readouterr().err)
+    assert "dataset_info.json" in words
+    assert not list(report.glob("*"))
 
 
 def test_a_checkout_of_another_version_is_named(default_sif: Path, llamafactory: Path, tmp_path: Path) -> None:
