@@ -29,7 +29,7 @@ _COLOURS = {Status.COMPLETE: "green", Status.MODEL_ONLY: "yellow", Status.INCOMP
 
 
 def outputs(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="output_dir of a run")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", readable=False, help="output_dir of a run")],
     every: Annotated[bool, typer.Option("--all", help="list the files of each checkpoint too")] = False,
     json_: JsonOption = False,
 ) -> None:

@@ -135,7 +135,8 @@ def test_what_is_there_is_kept_and_what_is_missing_is_installed(
     assert main(["build", "--project", str(project), "node"]) == Exit.OK
     image = project / "images" / "node.sif"
     seconds = json.loads((project / "images" / "node.json").read_text())["seconds"]
-    assert set(seconds) == {"build", "test", "facts"}  # no base is made, which would be kept whatever the host holds later
+    # No base is made, which would be kept whatever the host holds later.
+    assert set(seconds) == {"build", "test", "facts"}
     prefix, kept, replaced, torch, bytecode = inside(apptainer, image, "python", "-c", SHOW).split()
     assert (prefix, kept, replaced, torch) == ("/opt/venv", "1.0", "2.0", "2.9.1+cu128")
     assert inside(apptainer, image, "ls", bytecode) == bytecode

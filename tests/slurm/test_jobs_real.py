@@ -41,14 +41,26 @@ def test_a_hand_written_job_without_its_log_directory_dies_without_a_word(cluste
 def test_submit_makes_the_log_directory_and_wait_gives_the_jobs_exit_code(
     cluster: Cluster, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    """A config whose fault only LLaMA-Factory sees."""
+    """A config whose fault sifkit was told to overlook."""
     config = make_config(learning_rat=1)
-    done = cluster.sifkit("submit", str(config), "--gpus", "0", "--mem", "4G", "--wait", cwd=tmp_path, check=False)
+    words = ("submit", str(config), "--gpus", "0", "--mem", "4G", "--wait", "--no-check")
+    done = cluster.sifkit(*words, cwd=tmp_path, check=False)
     job = done.stdout.strip()
     assert done.returncode == 1, done.stderr
     assert "FAILED" in done.stderr
     assert "learning_rat" in (tmp_path / "logs" / f"run-{job}.err").read_text()
     assert cluster.fields(job)["ExitCode"] == "1:0"
+
+
+def test_what_would_fail_is_not_submitted(cluster: Cluster, make_config: MakeConfig, tmp_path: Path) -> None:
+    before = cluster.run("squeue", "--noheader", "--states=all", "--format=%i", cwd=tmp_path)
+    config = make_config(learning_rat=1)
+    done = cluster.sifkit("submit", str(config), "--gpus", "0", "--mem", "4G", cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "CFG002 learning_rat" in done.stderr
+    assert "--no-check" in done.stderr
+    assert cluster.run("squeue", "--noheader", "--states=all", "--format=%i", cwd=tmp_path) == before
+    assert not (tmp_path / "logs").exists()
 
 
 def test_a_job_after_a_failed_one_ends_instead_of_waiting_for_ever(

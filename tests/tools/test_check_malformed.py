@@ -235,14 +235,17 @@ def shut(tmp_path: Path) -> Path:
 def as_an_ordinary_user(shut: Path) -> Iterator[None]:
     """Root may read everything."""
     root = os.geteuid() == 0
+    opened = [path for path in shut.parents if path.owner() == "root" and not path.stat().st_mode & 0o001]
+    modes = {directory: directory.stat().st_mode for directory in opened} if root else {}
+    for directory in modes:
+        directory.chmod(0o755)
     if root:
-        for directory in shut.parents[:4]:
-            if directory.owner() == "root" and directory != Path("/tmp"):
-                directory.chmod(0o755)
         os.seteuid(65534)
     yield
     if root:
         os.seteuid(0)
+    for directory, mode in modes.items():
+        directory.chmod(mode)
 
 
 @pytest.mark.usefixtures("as_an_ordinary_user")
