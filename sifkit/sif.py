@@ -1,5 +1,7 @@
 """The header of a SIF file: which objects it holds, and where. Reads; knows nothing of Apptainer.
 
+`sifkit.sifwrite` writes them, with the same structures.
+
 Source: github.com/sylabs/sif, pkg/sif/sif.go (version 01 of the format), tried with images of Apptainer 1.4.5.
 """
 
@@ -9,16 +11,18 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 OBJECT_NAME = "sifkit-facts.json"
 
-_HEADER = struct.Struct("<32s10s3s3s16sqqqqqqqq")
-_DESCRIPTOR = struct.Struct("<i?IIIqqqqqqq128s384s")  # 585 bytes
-_MAGIC = b"SIF_MAGIC\0"
+HEADER = struct.Struct("<32s10s3s3s16sqqqqqqqq")
+DESCRIPTOR = struct.Struct("<i?IIIqqqqqqq128s384s")  # 585 bytes
+MAGIC = b"SIF_MAGIC\0"
 _MOST = 1 << 14  # descriptors; Apptainer makes room for 48
 _LARGEST = 1 << 25  # bytes of an object that is read whole
 
+DEFINITION = 0x4001
+PARTITION = 0x4004
 GENERIC_JSON = 0x4006
 
 
@@ -36,39 +40,88 @@ class SifObject:
     size: int
 
 
-def read_objects(path: Path) -> tuple[SifObject, ...]:
-    """The objects of a SIF. Raises `NotSif`, or `OSError` for what cannot be opened. Never waits for a FIFO."""
-    with _opened(path) as file:
-        header = file.read(_HEADER.size)
-        if not header:
-            raise NotSif("it is empty")
-        if len(header) < _HEADER.size or header[32:42] != _MAGIC:
-            raise NotSif("it does not begin as a SIF file does")
-        total, offset = _HEADER.unpack(header)[8:10]
-        if not 0 < total <= _MOST:
-            raise NotSif("its header is damaged")
-        file.seek(max(0, offset))
-        table = file.read(total * _DESCRIPTOR.size)
-        length = os.fstat(file.fileno()).st_size
-    if len(table) < total * _DESCRIPTOR.size:
+class Header(NamedTuple):
+    """The first 128 bytes."""
+
+    launch: bytes
+    magic: bytes
+    version: bytes
+    architecture: bytes
+    identity: bytes
+    created: int
+    modified: int
+    free: int  # descriptors
+    total: int
+    table: int  # where the descriptors are
+    table_size: int
+    data: int  # where the objects begin
+    data_size: int
+
+
+class Descriptor(NamedTuple):
+    """A row of the table of objects. `group` and `linked` carry the format's bits for a group, 0xf0000000."""
+
+    kind: int
+    used: bool
+    number: int
+    group: int
+    linked: int
+    offset: int
+    size: int
+    padded: int
+    created: int
+    modified: int
+    owner: int
+    owner_group: int
+    name: bytes
+    extra: bytes
+
+
+def read_table(file: IO[bytes]) -> tuple[Header, list[Descriptor]]:
+    """The header of a SIF just opened, and all its descriptors, used or not; the objects are all there.
+
+    Raises `NotSif`.
+    """
+    start = file.read(HEADER.size)  # before any seek, which a FIFO does not know
+    if not start:
+        raise NotSif("it is empty")
+    if len(start) < HEADER.size or start[32:42] != MAGIC:
+        raise NotSif("it does not begin as a SIF file does")
+    header = Header._make(HEADER.unpack(start))
+    size, length = header.total * DESCRIPTOR.size, file.seek(0, os.SEEK_END)
+    if not 0 < header.total <= _MOST or header.table < HEADER.size:
+        raise NotSif("its header is damaged")
+    if header.table + size > length:
         raise NotSif("it is cut off within its header")
-    objects = tuple(found for row in _DESCRIPTOR.iter_unpack(table) if (found := _object(row)))
-    end = max((found.offset + found.size for found in objects), default=0)
+    file.seek(header.table)
+    rows = [Descriptor._make(row) for row in DESCRIPTOR.iter_unpack(file.read(size))]
+    _check_whole([row for row in rows if row.used], length)
+    return header, rows
+
+
+def _check_whole(rows: list[Descriptor], length: int) -> None:
+    if any(row.offset < 0 or row.size < 0 for row in rows):
+        raise NotSif("its header is damaged")
+    end = max((row.offset + row.size for row in rows), default=0)
     if end > length:
         raise NotSif(f"it is cut off: {length} bytes of {end}")
-    return objects
 
 
-def _opened(path: Path) -> IO[bytes]:
+def read_objects(path: Path) -> tuple[SifObject, ...]:
+    """The objects of a SIF. Raises `NotSif`, or `OSError` for what cannot be opened. Never waits for a FIFO."""
+    with opened(path) as file:
+        _, rows = read_table(file)
+    return tuple(SifObject(row.kind, name_of(row), row.offset, row.size) for row in rows if row.used)
+
+
+def opened(path: Path) -> IO[bytes]:
+    """A file to read from, without waiting for the other end of a FIFO."""
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)
 
 
-def _object(row: tuple[int | bool | bytes, ...]) -> SifObject | None:
-    kind, used, offset, size, name = row[0], row[1], row[5], row[6], row[12]
-    if not used:
-        return None
-    text = bytes(name).split(b"\0")[0].decode("utf-8", "replace")
-    return SifObject(int(kind), text, int(offset), int(size))
+def name_of(row: Descriptor) -> str:
+    """An object's name, "" where it has none."""
+    return row.name.split(b"\0")[0].decode("utf-8", "replace")
 
 
 def fault_of(path: Path) -> str | None:
