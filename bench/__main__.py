@@ -8,117 +8,24 @@ Prints tables, and writes them into docs/benchmarks.md. The build needs about 30
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from bench import audit, check, page, watch
-from sifkit import checkout, execute, site
+from bench.builds import measure, require_room, table
+from sifkit import checkout, site
 from sifkit.apptainer import Apptainer
-from sifkit.deffile import HOST_DIR
 from sifkit.errors import SifkitError, UsageError
-from sifkit.execute import Timings, Tools, Workshop
-from sifkit.model import Image
 from sifkit.progress import PlainProgress
-from sifkit.run import Command, Runner
+from sifkit.run import Runner
 from sifkit.spec import DEFAULT_IMAGE, Project
 from sifkit.store import Store
 
 ROOT = Path(__file__).parent.parent
-
-HAND_WRITTEN = """\
-Bootstrap: localimage
-From: {base}
-
-%post
-  {site}
-  python3 -m venv /opt/venv
-  /opt/venv/bin/pip install --no-cache-dir torch=={torch} torchvision=={torchvision} torchaudio=={torchaudio} \\
-      llamafactory=={llamafactory}
-%environment
-  export PATH=/opt/venv/bin:$PATH
-%test
-  /opt/venv/bin/llamafactory-cli version
-"""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One side of a comparison."""
-
-    what: str
-    seconds: float
-    size: int | None = None  # bytes of the image
-
-
-def timed(what: str, action: Callable[[], None], image: Path | None = None) -> Measured:
-    """Wall time of one action."""
-    started = time.monotonic()
-    action()
-    return Measured(what, time.monotonic() - started, image.stat().st_size if image else None)
-
-
-def hand_written(image: Image, base: Path, workshop: Workshop, target: Path) -> None:
-    """Build what a user writes: pip, no cache, Apptainer's default compression. Only certificates are lent to it."""
-    pins = {name: image.lock.version_of(name) for name in ("torch", "torchvision", "torchaudio", "llamafactory")}
-    lent = f"if [ -r {HOST_DIR}/site.sh ]; then . {HOST_DIR}/site.sh; fi"
-    scratch = Path(tempfile.mkdtemp(prefix="sifkit-bench-", dir=workshop.tmpdir))
-    definition = scratch / "hand.def"
-    definition.write_text(HAND_WRITTEN.format(base=base, site=lent, **pins))
-    ours = workshop.apptainer.build_command(
-        target, definition, binds=workshop._lend(scratch / "lent"), root=ROOT, tmpdir=scratch
-    )
-    split = ours.argv.index("--mksquashfs-args")
-    argv = tuple(word for word in (*ours.argv[:split], *ours.argv[split + 2 :]) if word != "--notest")
-    workshop.tools.runner.run(
-        Command(argv, cwd=ours.cwd, env=ours.env, remove_after=ours.remove_after),
-        log=workshop.log,
-        on_line=workshop.tools.progress.line,
-    )
-
-
-def measure(work: Path) -> list[Measured]:
-    """Both sides, the hand-written one first, so that it cannot profit from our page cache."""
-    project = Project(work / "project")
-    shutil.copytree(ROOT / "definitions", project.definitions)
-    environ = dict(os.environ)
-    tools = Tools(
-        project, site.load_site(None, environ, ROOT), Runner(environ), PlainProgress(Console(stderr=True)), environ
-    )
-    image = execute.load_image(DEFAULT_IMAGE, tools)
-    project.images.mkdir()
-    workshop = Workshop(tools, Apptainer.find(tools.runner), work, execute.fresh_log(project, "hand-written"))
-    base = workshop.base(image, Timings())
-    by_hand = work / "hand.sif"
-    rows = [timed("hand-written definition", lambda: hand_written(image, base, workshop, by_hand), by_hand)]
-    by_hand.unlink()
-    sif = tools.store.sif(DEFAULT_IMAGE)
-
-    def sifkit(*options: str) -> None:
-        argv = [sys.executable, "-m", "sifkit", "build", "--project", str(project.root), *options]
-        subprocess.run(argv, check=True, cwd=ROOT, env={**environ, "TMPDIR": str(work)})
-
-    sifkit()  # fills the package cache where it is empty
-    rows.append(timed("sifkit, warm package cache", lambda: sifkit("--force"), sif))
-    rows.append(timed("sifkit, nothing changed", sifkit, sif))
-    return rows
-
-
-def table(rows: list[Measured]) -> str:
-    """Markdown, ratios against the first row."""
-    first = rows[0]
-    lines = ["| build of the default image | wall | times as fast | size |", "|---|---:|---:|---:|"]
-    for row in rows:
-        size = f"{row.size / 1e9:.2f} GB" if row.size else ""
-        lines.append(f"| {row.what} | {row.seconds:.1f} s | {first.seconds / row.seconds:.1f} | {size} |")
-    return "\n".join([f"{where()}:", "", *lines]) + "\n"
 
 
 def where() -> str:
@@ -129,7 +36,8 @@ def where() -> str:
 
 def builds(work: Path) -> None:
     """Building the default image against the hand-written definition."""
-    page.record("benchmarks.md", "make bench", table(measure(work)))
+    require_room(work)
+    page.record("benchmarks.md", "make bench", f"{where()}:\n\n{table(measure(work))}")
 
 
 def audits(work: Path) -> None:

@@ -21,7 +21,6 @@ from sifkit.check.rules.cfg_parser import device_of
 from sifkit.check.settings import find_settings, overridden, selection
 from sifkit.compat.tables import Tables, load_tables
 from sifkit.errors import CommandFailed, HostError, ProblemFound, UsageError
-from sifkit.execute import Tools
 from sifkit.gather.config import Case, config_of, parse_all_inside, read_config
 from sifkit.gather.host import gather_host
 from sifkit.gather.image import image_facts
@@ -38,6 +37,7 @@ from sifkit.slurm.cluster import Partition, read_cluster
 from sifkit.slurm.request import Job, parse_time
 from sifkit.spec import DEFAULT_IMAGE, Project
 from sifkit.store import Store
+from sifkit.tools import Tools
 from sifkit.verify.container import IN_CHECKOUT, Container
 from sifkit.verify.nvml import read_host, visible_devices
 

@@ -1,13 +1,16 @@
 """Definitions: an image as Apptainer `.def` text. Pure functions of an `Image`; every shell value is quoted.
 
 `render` gives one definition that builds anywhere with plain `apptainer build` in the project's root.
-sifkit builds the same in two steps, so that the operating system is made once and used by many images:
-`render_base` (bootstrap and Debian packages) and `render_on_base` (the rest, on the finished base). Only an image made
-of an environment of the build host is built in one: no text says what that holds, so no base could be kept for it.
+sifkit makes the same of parts (docs/adr/0003-images-from-layers.md), for which the other functions give the texts:
+`render_base` (bootstrap and Debian packages), `install_script` (Python packages, in a container of the base) and
+`render_top` (what is this image's own). Only an image made of an environment of the build host is built in one: no text
+says what that holds, so no part of it could be kept.
 """
 
 from __future__ import annotations
 
+import posixpath
+import re
 from shlex import quote
 
 from typing_extensions import assert_never
@@ -27,8 +30,11 @@ from sifkit.model import (
 
 HOST_DIR = "/var/cache/sifkit"  # bound for the time of a build: caches, certificates, site settings; empty in the image
 IMAGE_DIR = "/opt/sifkit"  # what the image was made from
+DEBIAN_PACKAGES = f"{IMAGE_DIR}/debian-packages"  # lines of: name version architecture sha256-of-the-.deb
 VENV = "/opt/venv"
 CUDA_HOME = "/usr/local/cuda"
+WHOLE_LOCK = f"{HOST_DIR}/requirements.lock"  # where `install_script` finds what is to be installed
+MISSING_LOCK = f"{HOST_DIR}/missing.lock"
 
 # Python itself, certificates for plain builds, and what `python3 -m venv` needs.
 PYTHON_PACKAGES = ("ca-certificates", "python3", "python3-venv")
@@ -45,15 +51,14 @@ def render_base(image: Image) -> str:
     """Operating system and Debian packages alone; the same text for every image that asks for the same."""
     source = image.base.source
     title = f"# {source.bootstrap} base with {', '.join(debian_packages(image.spec, image.resolution))}\n"
-    return "\n".join([title, header(source), _setup(source), _post(image, system=True, python=False)])
+    # Else the time of the build; no image shows it, but its block of data is copied into each.
+    date = _section("labels", "org.label-schema.build-date 1980-01-01T00:00:00Z")
+    return "\n".join([title, header(source), _setup(source), _post(image, system=True, python=False), date])
 
 
-def render_on_base(image: Image, base_sif: str, *, sifkit_version: str) -> str:
-    """The image on a base that `render_base` made."""
-    source = LocalImage.model_validate({"bootstrap": "localimage", "from": base_sif})
-    parts = [_comment(image), header(source), _setup(source), _files(image)]
-    parts += [_post(image, system=False, python=True), *_tail(image, sifkit_version)]
-    return "\n".join(parts)
+def render_top(image: Image, *, sifkit_version: str) -> str:
+    """What is this image's own, on an empty tree: files, environment, labels, runscript, test, help."""
+    return "\n".join(["Bootstrap: scratch\n", _files(image), *_tail(image, sifkit_version)])
 
 
 def debian_packages(spec: ImageSpec, resolution: Resolution) -> tuple[str, ...]:
@@ -127,8 +132,11 @@ def _section(name: str, *paragraphs: str) -> str:
 
 def _setup(source: Base) -> str:
     mount_point = (
-        f'# sifkit binds caches and certificates here while it builds.\nmkdir -p "${{APPTAINER_ROOTFS:?}}{HOST_DIR}"'
+        "# sifkit binds caches and certificates here while it builds.\n"
+        f'umask 022\nmkdir -p "${{APPTAINER_ROOTFS:?}}{HOST_DIR}"'
     )
+    if isinstance(source, Debootstrap):
+        return _section("setup", mount_point, _BUILD_HOST)
     if not isinstance(source, Scratch):
         return _section("setup", mount_point)
     directories = ["dev", "etc", "home", "mnt", "opt", "proc", "root", "sys", "tmp", "usr", "var/tmp"]
@@ -146,23 +154,35 @@ done"""
     return _section("setup", tree, mount_point)
 
 
+_BUILD_HOST = """\
+# debootstrap took these from the build host. Devices can be made by root alone, and the host's are mounted over them.
+cd "${APPTAINER_ROOTFS:?}"
+find dev -mindepth 1 -delete
+rm -f etc/resolv.conf
+: > etc/resolv.conf
+echo localhost > etc/hostname"""
+
+
 def _copy_environment(source: Scratch) -> str:
     """Like the rest, but it must be there."""
     return f"cp -a --parents {quote(source.environment)} .\n" if source.environment else ""
 
 
 def _files(image: Image) -> str:
-    spec_path = image.lock_path.removesuffix(".lock") + ".yaml"
-    return _section(
-        "files",
-        f"{_file_word(image.lock_path)} {IMAGE_DIR}/requirements.lock\n{_file_word(spec_path)} {IMAGE_DIR}/spec.yaml",
-    )
+    lock, spec = _file_word(image.lock_path), _file_word(spec_path(image))
+    return _section("files", f"{lock} {IMAGE_DIR}/requirements.lock\n{spec} {IMAGE_DIR}/spec.yaml")
+
+
+def spec_path(image: Image) -> str:
+    """Relative to the project's root."""
+    return image.lock_path.removesuffix(".lock") + ".yaml"
 
 
 def _file_word(path: str) -> str:
     return quote(path) if any(character.isspace() for character in path) else path
 
 
+_UV_INSTALL = f"{VENV}/bin/uv pip install --python {VENV}/bin/python --require-hashes"
 _SITE = f"""\
 # What the site needs to reach its mirrors: written by sifkit beside its caches, absent in a plain build.
 if [ -r {HOST_DIR}/site.sh ]; then set +x; . {HOST_DIR}/site.sh; set -x; fi"""
@@ -179,33 +199,120 @@ def _post(image: Image, *, system: bool, python: bool) -> str:
 
 
 def _system(image: Image) -> str:
+    options = _apt_options(image.base.source)
     packages = " \\\n    ".join(quote(package) for package in debian_packages(image.spec, image.resolution))
     return f"""\
 # Debian packages. apt may not change users in a user namespace, hence the sandbox user.
+umask 022
 export DEBIAN_FRONTEND=noninteractive
-apt-get update -q -o APT::Sandbox::User=root
-apt-get install -qy --no-install-recommends -o APT::Sandbox::User=root \\
+apt-get update -q {options}
+apt-get install -qy --no-install-recommends {options} \\
     {packages}
+
+{_RECORD}
+
+{_SAME_FILES}
+
+{_BYTECODE}"""
+
+
+def _apt_options(source: Base) -> str:
+    """The index of a snapshot is as old as its moment, which apt would refuse."""
+    old = isinstance(source, Debootstrap) and re.search(r"/\d{8}T\d{6}Z(/|$)", source.mirror or "")
+    return "-o APT::Sandbox::User=root" + (" -o Acquire::Check-Valid-Until=false" if old else "")
+
+
+# apt's index knows debootstrap's packages too, and reads itself however it is compressed (apt-get(8), indextargets).
+_RECORD = f"""\
+# Which packages these are, each with the sha256 that the mirror's index gives of its file.
+mkdir -p {IMAGE_DIR}
+{{
+    apt-get indextargets --format '$(FILENAME)' 'Created-By: Packages' | xargs -r /usr/lib/apt/apt-helper cat-file
+    echo
+    dpkg-query -W -f '${{db:Status-Status}}: ${{Package}} ${{Version}} ${{Architecture}}\\n'
+}} | awk '
+    /^Package: / {{ name = $2 }}
+    /^Version: / {{ version = $2 }}
+    /^Architecture: / {{ architecture = $2 }}
+    /^SHA256: / {{ sha256 = $2 }}
+    /^$/ {{ if (sha256) known[name " " version " " architecture] = sha256; sha256 = "" }}
+    /^installed: / {{ key = $2 " " $3 " " $4; print key, (key in known) ? known[key] : "-" }}
+' | LC_ALL=C sort > {DEBIAN_PACKAGES}
+test -s {DEBIAN_PACKAGES}"""
+
+# An empty third field of shadow: no day of the last change, so no ageing (shadow(5)). An empty machine-id: none yet
+# (machine-id(5)). Caches of ldconfig and fontconfig hold inodes and times, and are made again by whoever needs them.
+_SAME_FILES = """\
+# Nothing stays of the day, the machine or this run: two builds give the same files.
 apt-get clean
-rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/debconf/*-old"""
+rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/cache/ldconfig/* /var/cache/man/* \\
+    /var/cache/fontconfig/* /var/lib/dbus/machine-id /var/lib/systemd/random-seed /etc/ssh/ssh_host_*
+rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/subuid- /etc/subgid-
+find /var/log -type f -delete
+[ ! -e /etc/machine-id ] || : > /etc/machine-id
+sed -i 's/^\\([^:]*:[^:]*\\):[0-9]*:/\\1::/' /etc/shadow"""
+
+# PEP 552: after the magic number flags (1: valid without a look at the source), then the source's hash in place of its
+# time and size. The code itself stays as it was compiled, which is faster than to compile it anew.
+_BYTECODE = """\
+# Python's bytecode is valid for its source's time, but times in an image are made all the same. This makes it valid
+# for good. (Not in /tmp, which is the host's. Python takes indented lines only below something.)
+find /usr /opt -path '*/__pycache__/*.pyc' | /usr/bin/python3 -c 'if "indented":
+    import os, struct, sys
+    from importlib.util import source_from_cache, source_hash
+    for path in sys.stdin.read().splitlines():
+        source = source_from_cache(path)
+        with open(path, "r+b") as pyc:
+            if os.path.exists(source):
+                now = os.stat(source)
+                if pyc.read(16)[4:] == struct.pack("<3I", 0, int(now.st_mtime), now.st_size):
+                    pyc.seek(4)
+                    pyc.write(struct.pack("<I", 1) + source_hash(open(source, "rb").read()))
+'"""
 
 
 def _python(image: Image) -> str:
-    spec = image.spec
     return f"""\
 # Python packages: uv from the lock, by pip; then everything else in the lock, by uv. Each file is checked
-# against its hash; the few source archives are built with the setuptools that the lock pins.
-export PIP_CACHE_DIR={HOST_DIR}/pip UV_CACHE_DIR={HOST_DIR}/uv UV_LINK_MODE=copy
-python{spec.python} -m venv {VENV}
-grep -A1 '^uv==' {IMAGE_DIR}/requirements.lock > {VENV}/uv.lock
-{VENV}/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r {VENV}/uv.lock
-{VENV}/bin/uv pip install --python {VENV}/bin/python --require-hashes --compile-bytecode{_torch_backend(image)} \\
+# against its hash; the few source archives are built with the setuptools that the lock pins. Bytecode does not
+# name the time of its source, so that all times in an image may be the same.
+{_venv_with_uv(image, f"{IMAGE_DIR}/requirements.lock")}
+{_UV_INSTALL} --compile-bytecode{_torch_backend(image)} \\
     --build-constraints {IMAGE_DIR}/requirements.lock \\
     -r {IMAGE_DIR}/requirements.lock
 
 {_toolkit(image)}# A plain build filled these caches itself; under sifkit they are the host's, and stay.
 [ -e {HOST_DIR}/site.sh ] || rm -rf {HOST_DIR}/pip {HOST_DIR}/uv
 rm -rf {VENV}/uv.lock /root/.cache"""
+
+
+def install_script(image: Image) -> str:
+    """Shell text that installs MISSING_LOCK, a part of the lock, into an empty VENV in a container of the base.
+
+    The cache is bound at the directory above VENV: within one mount, uv makes hard links in place of copies.
+    """
+    site_packages = f"{VENV}/lib/python{image.spec.python}/site-packages"
+    return f"""\
+set -e
+umask 022
+{_SITE}
+export HOME={HOST_DIR} TMPDIR={HOST_DIR}
+{_venv_with_uv(image, WHOLE_LOCK)}
+export UV_CACHE_DIR={posixpath.dirname(VENV)}/uv UV_LINK_MODE=hardlink
+{VENV}/bin/python -m compileall -q -f --invalidation-mode unchecked-hash {site_packages}/pip
+{_UV_INSTALL} --no-deps --compile-bytecode{_torch_backend(image)} \\
+    --build-constraints {WHOLE_LOCK} -r {MISSING_LOCK}
+rm {VENV}/uv.lock
+"""
+
+
+def _venv_with_uv(image: Image, lock: str) -> str:
+    return f"""\
+export PIP_CACHE_DIR={HOST_DIR}/pip UV_CACHE_DIR={HOST_DIR}/uv UV_LINK_MODE=copy PYC_INVALIDATION_MODE=UNCHECKED_HASH
+python{image.spec.python} -m venv {VENV}
+grep -A1 '^uv==' {lock} > {VENV}/uv.lock
+{VENV}/bin/pip install --quiet --disable-pip-version-check --no-compile --require-hashes --only-binary :all: \\
+    -r {VENV}/uv.lock"""
 
 
 def _python_in_environment(image: Image) -> str:

@@ -3,64 +3,43 @@
 from __future__ import annotations
 
 import datetime
-import os
-import shlex
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from sifkit import __version__
-from sifkit.apptainer import Apptainer, Bind
+from sifkit.apptainer import Apptainer
+from sifkit.assemble import assemble
 from sifkit.causes import find_cause
 from sifkit.compat.check import check
 from sifkit.compat.findings import Finding, Target
 from sifkit.compat.gate import require_fit, say
-from sifkit.compat.tables import Tables, load_tables
-from sifkit.deffile import HOST_DIR, labels, render, render_base, render_on_base
+from sifkit.deffile import labels, render
 from sifkit.environment import read_environment, require_unchanged, require_usable
 from sifkit.errors import CommandFailed
 from sifkit.gather.image import ask, write_into
 from sifkit.host import Room, check_cache_room, check_images_room, choose_tmpdir, host_bases, tree_bytes
 from sifkit.lock import current_lock
-from sifkit.model import Image, ImageSpec, Lock, Scratch, Site, digest_of
+from sifkit.model import Image, ImageSpec, Lock, Scratch
 from sifkit.plan import Recipe, reasons_to_build, recipe_of
-from sifkit.progress import Progress
 from sifkit.resolve import resolution, resolve_base
-from sifkit.run import Command, Runner
-from sifkit.site import ca_bundle, user_cache
-from sifkit.spec import Project, load_spec
-from sifkit.store import Manifest, Store, exclusive, sha256_of
+from sifkit.sign import SigningKey, sign
+from sifkit.spec import load_spec
+from sifkit.store import Manifest, exclusive, sha256_of
+from sifkit.tools import Timings, Tools
+from sifkit.verify.together import together
+from sifkit.workshop import Workshop, fresh_log, say_waiting
+
+Assembler = Callable[[Image, Workshop, Path, Timings], None]  # makes an image that is whole but for its facts
 
 
 @dataclass(frozen=True)
-class Tools:
-    """Everything that acts, handed down from the command line."""
+class How:
+    """What is asked of a build beside the image itself."""
 
-    project: Project
-    site: Site
-    runner: Runner
-    progress: Progress
-    environ: Mapping[str, str]
-
-    @property
-    def store(self) -> Store:
-        """images/."""
-        return Store(self.project.images)
-
-    @property
-    def cache(self) -> Path:
-        """Bases, packages, checkouts."""
-        return user_cache(self.environ)
-
-    @property
-    def tables(self) -> Tables:
-        """What fits what: the project's own tables, else those of this release."""
-        return load_tables(self.project.compat)
+    force: bool = False
+    signing: SigningKey | None = None
+    assembler: Assembler = assemble
 
 
 @dataclass(frozen=True)
@@ -70,21 +49,6 @@ class Step:
     image: Image
     recipe: Recipe
     reasons: tuple[str, ...]
-
-
-@dataclass
-class Timings:
-    """Wall seconds of the phases of one build."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str, progress: Progress, title: str) -> Iterator[None]:
-        """Time what happens inside, and show it."""
-        started = time.monotonic()
-        with progress.phase(title):
-            yield
-        self.seconds[name] = round(time.monotonic() - started, 1)
 
 
 def load_image(name: str, tools: Tools) -> Image:
@@ -116,7 +80,15 @@ def require_fits(spec: ImageSpec, lock: Lock, tools: Tools) -> None:
     say(spec.name, findings, tools.progress)
 
 
-def build_all(names: Sequence[str], tools: Tools, *, force: bool = False, checked: bool = True) -> list[Step]:
+def build_all(
+    names: Sequence[str],
+    tools: Tools,
+    *,
+    force: bool = False,
+    checked: bool = True,
+    signing: SigningKey | None = None,
+    assembler: Assembler = assemble,
+) -> list[Step]:
     """Build what is stale; return what was planned. Everything is read and checked before anything is built."""
     images = [load_image(name, tools) for name in names]
     for image in images if checked else ():
@@ -132,7 +104,7 @@ def build_all(names: Sequence[str], tools: Tools, *, force: bool = False, checke
         apptainer = Apptainer.find(tools.runner)
         for step in steps:
             if step.reasons:
-                build(step, tools, apptainer, force=force)
+                build(step, tools, apptainer, How(force, signing, assembler))
     return steps
 
 
@@ -145,11 +117,11 @@ def require_environment(image: Image, tools: Tools) -> None:
         require_unchanged(image.lock, found, tools.project.lock_path(image.name))
 
 
-def build(step: Step, tools: Tools, apptainer: Apptainer, *, force: bool = False) -> None:
+def build(step: Step, tools: Tools, apptainer: Apptainer, how: How) -> None:
     """Build, test and publish one image. Raises `CommandFailed` with the likely cause; leaves nothing then."""
     name, store = step.image.name, tools.store
-    with exclusive(store.directory / f".{name}.lock", lambda: _say_waiting(name, tools)):
-        step = make_step(step.image, tools, force=force)
+    with exclusive(store.directory / f".{name}.lock", lambda: say_waiting(name, tools)):
+        step = make_step(step.image, tools, force=how.force)
         if not step.reasons:
             tools.progress.note(f"{name}: the other build made it")
             return
@@ -161,12 +133,11 @@ def build(step: Step, tools: Tools, apptainer: Apptainer, *, force: bool = False
             check_cache_room(tools.cache, room)
         workshop = Workshop(tools, apptainer, tmpdir, fresh_log(tools.project, name))
         store.remove_partials(name)
-        try:
-            publish(step, workshop, workshop.assemble(step.image))
-        except CommandFailed as error:
-            raise _with_cause(error, workshop.log) from None
-        finally:
-            store.partial(name).unlink(missing_ok=True)
+        with tools.runner.removing(store.partial(name)):
+            try:
+                publish(step, workshop, make(step.image, workshop, how))
+            except CommandFailed as error:
+                raise _with_cause(error, workshop.log) from None
 
 
 def room_of(image: Image) -> Room:
@@ -206,144 +177,44 @@ def _versions(image: Image, apptainer: Apptainer) -> dict[str, str]:
     return {"sifkit": __version__, "apptainer": str(apptainer.version()), **{name: inside[name] for name in names}}
 
 
-@dataclass(frozen=True)
-class Workshop:
-    """Where one image is assembled: scratch space, the log, and what the site lends to the build."""
+def make(image: Image, workshop: Workshop, how: How) -> Timings:
+    """Base, packages, image, test, facts, signature; the result stands under the partial name."""
+    timings, tools = Timings(), workshop.tools
+    partial = tools.store.partial(image.name)
+    if image.resolution.environment is None or how.assembler is not assemble:
+        how.assembler(image, workshop, partial, timings)
+    else:  # of the host's own tree: no part of it could be kept
+        with timings.phase("build", tools.progress, f"build {image.name}"):
+            workshop.apptainer_build(render(image, sifkit_version=__version__), partial)
+    with timings.phase("test", tools.progress, "run its own test, and ask what it holds"):
+        test(image.name, partial, workshop)
+    if how.signing:
+        with timings.phase("sign", tools.progress, f"sign {image.name}"):
+            sign(partial, how.signing, workshop.apptainer)
+    return timings
 
-    tools: Tools
-    apptainer: Apptainer
-    tmpdir: Path
-    log: Path
 
-    def assemble(self, image: Image) -> Timings:
-        """Base, image, test; the result stands under the partial name."""
-        timings = Timings()
-        definition = self.definition(image, timings)
-        partial = self.tools.store.partial(image.name)
-        with timings.phase("build", self.tools.progress, f"build {image.name}"):
-            self.apptainer_build(definition, partial)
-        with timings.phase("test", self.tools.progress, "run the image's own test"):
-            self._run(self.apptainer.test_command(partial))
-        with timings.phase("facts", self.tools.progress, "ask what it holds, for sifkit check"):
-            self.write_facts(image.name, partial)
-        return timings
+def test(name: str, partial: Path, workshop: Workshop) -> None:
+    """Run the image's own test, and at the same time ask it for its facts, which are then written into its file.
 
-    def write_facts(self, name: str, partial: Path) -> None:
-        """Into the image's own file. An image that does not answer is not lost: it is asked when they are needed."""
+    Raises `CommandFailed` when the test fails. An image that does not answer is not lost: it is asked again when its
+    facts are needed.
+    """
+
+    def run() -> None:
+        workshop.run(workshop.apptainer.test_command(partial))
+
+    def learn() -> str | CommandFailed | OSError:
         try:
-            facts = ask(partial, self.apptainer)
+            return ask(partial, workshop.apptainer)
         except (CommandFailed, OSError) as error:
-            self.tools.progress.note(f"{name}: what it holds is not written into it: {error}")
-        else:
-            write_into(partial, facts, self.apptainer)
+            return error
 
-    def definition(self, image: Image, timings: Timings) -> str:
-        """The second step, on a base that is made if need be; all in one where no base can be kept."""
-        if image.resolution.environment is not None:
-            return render(image, sifkit_version=__version__)
-        return render_on_base(image, str(self.base(image, timings)), sifkit_version=__version__)
-
-    def base(self, image: Image, timings: Timings) -> Path:
-        """The operating system with the Debian packages, made once for all images that ask for the same."""
-        definition = render_base(image)
-        bases = self.tools.cache / "bases"
-        bases.mkdir(parents=True, exist_ok=True)
-        name = f"{image.base.name or image.base.source.bootstrap}-{digest_of(definition)[:16]}.sif"
-        target = bases / name
-        with exclusive(bases / f".{name}.lock", lambda: _say_waiting(name, self.tools)):
-            if target.exists():
-                return target
-            for leftover in bases.glob(f".{name}.*.partial"):
-                leftover.unlink(missing_ok=True)
-            partial = bases / f".{name}.{os.getpid()}.partial"
-            with timings.phase("base", self.tools.progress, f"base {name.removesuffix('.sif')}"):
-                self.apptainer_build(definition, partial)
-            partial.replace(target)
-        return target
-
-    def apptainer_build(self, definition: str, target: Path) -> None:
-        """Run Apptainer with the site's certificates and caches bound for the time of the build."""
-        scratch = Path(tempfile.mkdtemp(prefix="sifkit-", dir=self._tmpdir()))
-        try:
-            deffile = scratch / "image.def"
-            deffile.write_text(definition, encoding="utf-8")
-            command = self.apptainer.build_command(
-                target, deffile, binds=self._lend(scratch / "lent"), root=self.tools.project.root, tmpdir=scratch
-            )
-            self._run(command)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-    def _tmpdir(self) -> Path:
-        self.tmpdir.mkdir(parents=True, exist_ok=True)
-        return self.tmpdir
-
-    def _lend(self, directory: Path) -> tuple[Bind, ...]:
-        """Certificates, index settings and package caches, at HOST_DIR inside the build and nowhere in the image."""
-        binds = [Bind(directory, HOST_DIR, writable=True)]
-        for name in ("uv", "pip", "wheels"):
-            (directory / name).mkdir(parents=True)
-        for name in ("uv", "pip"):
-            kept = self.tools.cache / name
-            kept.mkdir(parents=True, exist_ok=True)
-            binds.append(Bind(kept, f"{HOST_DIR}/{name}", writable=True))
-        wheelhouse = self.tools.site.python_index.wheelhouse
-        if wheelhouse:
-            binds.append(Bind(Path(wheelhouse).absolute(), f"{HOST_DIR}/wheels"))
-            (directory / "uv.toml").write_text(f'no-index = true\nfind-links = ["{HOST_DIR}/wheels"]\n')
-        bundle = ca_bundle(self.tools.site, self.tools.environ)
-        if bundle:
-            shutil.copy(bundle, directory / "ca-bundle.crt")
-        site = directory / "site.sh"
-        site.touch(mode=0o600)
-        site.write_text(site_script(self.tools.site, self.tools.environ, has_bundle=bundle is not None))
-        return tuple(binds)
-
-    def _run(self, command: Command) -> None:
-        self.tools.runner.run(command, log=self.log, on_line=self.tools.progress.line)
-
-
-_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "all_proxy")
-
-
-def site_script(site: Site, environ: Mapping[str, str], *, has_bundle: bool) -> str:
-    """Shell lines that %post reads from the bound directory: how this site reaches its mirrors."""
-    index, exports = site.python_index, {name: environ[name] for name in _PROXIES if environ.get(name)}
-    if has_bundle:
-        bundle = f"{HOST_DIR}/ca-bundle.crt"
-        names = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO")
-        exports |= dict.fromkeys(names, bundle)
-    if index.wheelhouse:
-        wheels = f"{HOST_DIR}/wheels"
-        # uv has no variable that turns the index off, only a setting
-        exports |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "UV_CONFIG_FILE": f"{HOST_DIR}/uv.toml"}
-    elif index.url:
-        exports |= {"UV_DEFAULT_INDEX": index.url, "PIP_INDEX_URL": index.url}
-        exports |= _plain_http(index.url)
-    if index.torch_url:
-        exports["UV_INDEX_STRATEGY"] = "unsafe-best-match"
-    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in exports.items())
-
-
-def _plain_http(url: str) -> dict[str, str]:
-    """pip refuses an index without TLS unless it is told that this one is meant."""
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        return {}
-    host = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
-    return {"PIP_TRUSTED_HOST": host, "UV_INSECURE_HOST": host}
-
-
-def fresh_log(project: Project, name: str) -> Path:
-    """An empty log for one build."""
-    log = project.root / "build" / f"{name}.log"
-    log.parent.mkdir(exist_ok=True)
-    log.write_text("")
-    return log
-
-
-def _say_waiting(name: str, tools: Tools) -> None:
-    tools.progress.note(f"{name}: another build of it is running; waiting for it to end")
+    _, facts = together((run, learn), workshop.tools.runner.stop_all, 2)
+    if isinstance(facts, str):
+        write_into(partial, facts)
+    else:
+        workshop.tools.progress.note(f"{name}: what it holds is not written into it: {facts}")
 
 
 def _with_cause(error: CommandFailed, log: Path) -> CommandFailed:

@@ -11,9 +11,10 @@ from rich.text import Text
 
 from sifkit.compat.tables import Tables
 from sifkit.errors import UsageError
-from sifkit.execute import Tools, load_image, make_step
+from sifkit.execute import load_image, make_step
 from sifkit.printable import printable
 from sifkit.spec import load_spec
+from sifkit.tools import Tools
 from sifkit.verify.record import Record, latest_of_each_kind, read_records
 
 

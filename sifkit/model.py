@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 Version = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*((a|b|rc|\.post|\.dev)[0-9]+)?$")]
 MinorVersion = Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]+$")]
 DebianPackage = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+(=[A-Za-z0-9.+:~-]+)?$")]
 DriverVersion = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+){0,2}$")]
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9A-Fa-f]{40}$")]
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f]*$")]
 
 # One token inside a definition header: Apptainer reads the rest of the line as the value.
@@ -42,7 +43,24 @@ class Debootstrap(Strict):
 
     bootstrap: Literal["debootstrap"]
     suite: OneWord = Field(description="the release's code name", examples=["trixie"])
-    mirror: OneWord | None = Field(None, description="package mirror; null takes it from the host's apt sources")
+    mirror: OneWord | None = Field(
+        None,
+        description="package mirror; null takes it from the host's apt sources, for a snapshot the public archive; "
+        "{snapshot} in it stands for the moment",
+        examples=["http://mirror.example/debian"],
+    )
+    snapshot: Annotated[str, StringConstraints(pattern=r"^[0-9]{8}T[0-9]{6}Z$")] | None = Field(
+        None, description="the moment (UTC) whose packages are meant", examples=["20261120T000000Z"]
+    )
+
+    @model_validator(mode="after")
+    def _mirror_of_the_moment(self) -> Debootstrap:
+        named = "{snapshot}" in (self.mirror or "")
+        if self.snapshot and self.mirror and not named:
+            raise ValueError("with a snapshot, the mirror's address has {snapshot} where the moment stands")
+        if named and not self.snapshot:
+            raise ValueError("the mirror's address has {snapshot}, but no snapshot is given")
+        return self
 
 
 class DockerBase(Strict):
@@ -268,6 +286,17 @@ class SiteCache(Strict):
     hf_home: str | None = None
 
 
+class SiteSignatures(Strict):
+    """What `--verify` asks of an image's signatures. One that was changed after it was signed is refused anyway."""
+
+    required: bool = Field(False, description="refuse an image that nobody signed")
+    keys: tuple[Fingerprint, ...] = Field(
+        (),
+        description="fingerprints of the keys that may sign; none: any key that Apptainer's keyring here knows",
+        examples=[["8883491F4268F173C6E5DC49EDECE4F3F38D871E"]],
+    )
+
+
 class Site(Strict):
     """How things are obtained and run here; never part of an image. `site.yaml`."""
 
@@ -280,6 +309,7 @@ class Site(Strict):
     slurm: SiteSlurm = SiteSlurm()
     binds: tuple[str, ...] = Field((), description="directories that jobs need besides their own, SOURCE[:TARGET[:ro]]")
     cache: SiteCache = SiteCache()
+    signatures: SiteSignatures = SiteSignatures()
 
 
 # ---------------------------------------------------------------------------------------------- resolved

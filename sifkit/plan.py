@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sifkit.deffile import render, render_on_base
+from sifkit.deffile import render
+from sifkit.layers import LAYOUT
 from sifkit.model import Image, digest_of
 
 
@@ -29,11 +30,13 @@ class Built:
 
 def recipe_of(image: Image) -> Recipe:
     """What an image of this spec, lock and base would be."""
-    one_step = image.resolution.environment is not None
-    text = (
-        render(image, sifkit_version="VERSION") if one_step else render_on_base(image, "BASE", sifkit_version="VERSION")
-    )
-    return Recipe(image.spec.digest(), image.lock.digest(), image.base.identity, digest_of(text))
+    text = "\n".join(line for line in render(image, sifkit_version="VERSION").split("\n") if not _of_site(line))
+    return Recipe(image.spec.digest(), image.lock.digest(), image.base.identity, digest_of([LAYOUT, text]))
+
+
+def _of_site(line: str) -> bool:
+    """How a base is obtained is the site's: its identity counts in place of it."""
+    return line.startswith(("Bootstrap:", "OSVersion:", "MirrorURL:", "From:"))
 
 
 def reasons_to_build(wanted: Recipe, built: Built | None, on_disk: tuple[int, int] | None) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from sifkit import checkout as checkouts
 from sifkit import stamp
 from sifkit.apptainer import Apptainer
 from sifkit.errors import ProblemFound, UsageError
-from sifkit.execute import Tools
 from sifkit.launch import Launch, find_config, plan_launch, read_training
 from sifkit.spec import DEFAULT_IMAGE, Project
+from sifkit.tools import Tools
 
 SAVES_ON_SIGNAL = Version("5.1")  # transformers with enable_jit_checkpoint (trainer_jit_checkpoint.py, #41723)
 

@@ -16,7 +16,7 @@ from sifkit.compat.pairs import constraints
 from sifkit.compat.tables import Tables, TorchBuild
 from sifkit.errors import UsageError
 from sifkit.model import Base, Debootstrap, DockerBase, ImageBase, ImageSpec, Resolution, Scratch, Site, digest_of
-from sifkit.tables import Extra, KnownBase, known_bases, known_extras, known_sdists
+from sifkit.tables import Extra, KnownBase, known_bases, known_extras, known_sdists, known_snapshots
 
 OLDEST_GLIBC = "2.28"  # of bases that we do not know: what torch's own wheels ask for since 2.6
 MOUNTED_OVER = ("/dev", "/home", "/proc", "/root", "/sys", "/tmp", "/var/tmp")  # by Apptainer's own defaults
@@ -201,15 +201,34 @@ def _mirror(known: KnownBase, host: HostBases) -> str | None:
 
 
 def _with_mirror(source: Base, host: HostBases) -> Base:
+    if isinstance(source, Debootstrap) and source.snapshot:
+        return _at_moment(source, source.snapshot)
     if not isinstance(source, Debootstrap) or source.mirror:
         return source
-    known = next((base for base in known_bases().values() if base.suite == source.suite), None)
+    known = _known_suite(source.suite)
     mirror = host.mirrors.get(source.suite) or (known and _mirror(known, host))
     if not mirror:
         raise UsageError(
             f"no mirror for {source.suite}: the host's apt sources name none", "give `mirror:` in the site file"
         )
     return source.model_copy(update={"mirror": mirror})
+
+
+def _at_moment(source: Debootstrap, snapshot: str) -> Debootstrap:
+    """The address with the moment in it, which is all that a definition needs."""
+    known = _known_suite(source.suite)
+    if source.mirror is None and known is None:
+        raise UsageError(
+            f"no archive of snapshots is known for {source.suite}", "give `mirror:`, with {snapshot} in the address"
+        )
+    address = source.mirror or known_snapshots()[known.family].url  # type: ignore[union-attr]
+    return Debootstrap(
+        bootstrap="debootstrap", suite=source.suite, mirror=address.replace("{snapshot}", snapshot), snapshot=None
+    )
+
+
+def _known_suite(suite: str) -> KnownBase | None:
+    return next((base for base in known_bases().values() if base.suite == suite), None)
 
 
 def _identity(source: Base) -> str:

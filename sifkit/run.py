@@ -15,13 +15,15 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, NoReturn
 
 from sifkit.errors import CommandFailed, HostError
+from sifkit.redact import redact
 
 TAIL_LINES = 40
 
@@ -64,11 +66,17 @@ class Result:
 class Runner:
     """Starts programs; every part that acts is handed one."""
 
-    def __init__(self, environ: Mapping[str, str], echo: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        echo: Callable[[str], None] | None = None,
+        hide: Callable[[str], str] = redact,
+    ) -> None:
         self.environ = {name: environ[name] for name in ENVIRONMENT_KEPT if name in environ}
         # Where the cluster is. SBATCH_*, SQUEUE_* and the like stand for options, which change what is asked unseen.
         self.slurm_environment = {name: environ[name] for name in ("SLURM_CONF", "SLURM_CLUSTERS") if name in environ}
         self._echo = echo
+        self._hide = hide  # in what people read: the echo, logs, lines and the tail; never in Result.output
         self._running: set[_Supervised] = set()
 
     def which(self, program: str) -> str | None:
@@ -89,8 +97,8 @@ class Runner:
         if self.which(command.argv[0]) is None:
             raise HostError(f"{command.argv[0]} is not installed", f"install {command.argv[0]}, or add it to PATH")
         if self._echo:
-            self._echo(f"$ {command.shown()}")
-        program = _Supervised(command, {**self.environ, **command.env}, log, on_line)
+            self._echo(f"$ {self._hide(command.shown())}")
+        program = _Supervised(command, {**self.environ, **command.env}, log, on_line, self._hide)
         self._running.add(program)
         try:
             result = program.wait(timeout)
@@ -99,6 +107,22 @@ class Runner:
         if check and result.returncode != 0:
             raise failure(command, result)
         return result
+
+    @contextmanager
+    def removing(self, *paths: Path, lock: IO[str] | None = None) -> Iterator[None]:
+        """Paths that are gone afterwards, even if this process is killed inside: a program of our own sees to it.
+
+        It holds `lock`, too, so that whoever waits for it finds them gone.
+        """
+        command = Command(("sleep", "infinity"), remove_after=paths)
+        held = (lock.fileno(),) if lock else ()
+        guard = _Supervised(command, dict(self.environ), None, None, self._hide, held)
+        guard.start()
+        try:
+            yield
+        finally:
+            guard.stop()
+            guard.finish()
 
     def stop_all(self) -> None:
         """Stop every program that other threads wait for; each of them sees its program fail."""
@@ -111,7 +135,7 @@ class Runner:
         if program is None:
             raise HostError(f"{command.argv[0]} is not installed", f"install {command.argv[0]}, or add it to PATH")
         if self._echo:
-            self._echo(f"$ {shlex.join(command.argv)}")
+            self._echo(f"$ {self._hide(shlex.join(command.argv))}")
         for number in (signal.SIGTERM, signal.SIGHUP):  # handlers end with us, but ignoring would be inherited
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)
@@ -138,7 +162,10 @@ class _Supervised:
         env: dict[str, str],
         log: Path | None,
         on_line: Callable[[str], None] | None,
+        hide: Callable[[str], str],
+        keep_open: tuple[int, ...] = (),
     ) -> None:
+        self._hide = hide
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._stdout: list[str] = []
         self._on_line = on_line
@@ -154,6 +181,7 @@ class _Supervised:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            pass_fds=keep_open,
         )
         assert self._process.stdout is not None
         assert self._process.stderr is not None
@@ -169,7 +197,8 @@ class _Supervised:
                 self._take(raw, is_stdout)
 
     def _take(self, raw: str, is_stdout: bool) -> None:
-        line = raw.rstrip("\n").rstrip("\r").rpartition("\r")[2]  # a progress bar redraws its line: keep the last state
+        # a progress bar redraws its line: keep the last state
+        line = self._hide(raw.rstrip("\n").rstrip("\r").rpartition("\r")[2])
         with self._guard:
             if is_stdout:
                 self._stdout.append(raw)
@@ -187,10 +216,13 @@ class _Supervised:
         if self._on_line and line.strip():
             self._on_line(line)
 
+    def start(self) -> None:
+        for reader in self._readers:
+            reader.start()
+
     def wait(self, timeout: timedelta | None) -> Result:
         try:
-            for reader in self._readers:
-                reader.start()
+            self.start()
             self._process.wait(timeout.total_seconds() if timeout else None)
         except subprocess.TimeoutExpired:
             self._tail.append(f"(stopped by sifkit: no end after {timeout})")
@@ -199,13 +231,17 @@ class _Supervised:
             self.stop()
             raise
         finally:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            for reader in self._readers:
-                reader.join(timeout=5)
-            if self._log:
-                self._log.close()
+            self.finish()
         return Result(self._process.returncode, "".join(self._stdout), tuple(self._tail))
+
+    def finish(self) -> None:
+        """Close what is open, when the program has ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        for reader in self._readers:
+            reader.join(timeout=5)
+        if self._log:
+            self._log.close()
 
     def stop(self) -> None:
         """Let go of the leash, and wait until all of it has ended."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from sifkit.errors import HostError
 from sifkit.plan import Built, Recipe
@@ -66,7 +69,8 @@ class Store:
 
     def remove_partials(self, name: str) -> None:
         """What killed builds left; only for the holder of the image's lock."""
-        for path in self.directory.glob(f".{name}.sif.*.partial"):
+        self.manifest(name)  # gives a manifest its name if a build was killed after its image had one
+        for path in (*self._partials(name, "sif"), *self._partials(name, "json")):
             path.unlink(missing_ok=True)
 
     def manifest_path(self, name: str) -> Path:
@@ -74,11 +78,18 @@ class Store:
         return self.directory / f"{name}.json"
 
     def manifest(self, name: str) -> Manifest | None:
-        """None when there is none that can be read."""
-        try:
-            return Manifest.from_json(self.manifest_path(name).read_text(encoding="utf-8"))
-        except (FileNotFoundError, UnicodeDecodeError):
-            return None
+        """None when there is none that can be read. Finishes what a build killed in the middle of `publish` began."""
+        found, there = _read_manifest(self.manifest_path(name)), self.on_disk(name)
+        if there is None or (found is not None and there == (found.size, found.mtime_ns)):
+            return found
+        for path in self._partials(name, "json"):
+            late = _read_manifest(path)
+            if late is not None and there == (late.size, late.mtime_ns):
+                # Another reader may be first, or a directory of somebody else's: the answer is the same.
+                with contextlib.suppress(FileNotFoundError, PermissionError):
+                    path.replace(self.manifest_path(name))
+                return late
+        return found
 
     def on_disk(self, name: str) -> tuple[int, int] | None:
         """Size and mtime_ns of the image, None when it is not there."""
@@ -89,15 +100,40 @@ class Store:
         return status.st_size, status.st_mtime_ns
 
     def publish(self, manifest: Manifest) -> None:
-        """Give a finished image its name. Killed in between, it leaves an image without manifest, built again."""
-        partial = self.partial(manifest.name)
-        _flush(partial)
-        self.manifest_path(manifest.name).unlink(missing_ok=True)
-        partial.replace(self.sif(manifest.name))
-        temporary = self.manifest_path(manifest.name).with_suffix(".json.partial")
-        temporary.write_text(manifest.to_json())
-        _flush(temporary)
-        temporary.replace(self.manifest_path(manifest.name))
+        """Give a finished image and its manifest their names.
+
+        The manifest is on disk before the image gets its name. Killed between the two, the next reader gives the
+        manifest its own; a disk that is full, or a build killed before, leaves the image that was there, and its
+        manifest, as they were.
+        """
+        partial, coming = self.partial(manifest.name), self.directory / f".{manifest.name}.json.{os.getpid()}.partial"
+        try:
+            coming.write_text(manifest.to_json(), encoding="utf-8")
+            for path in (partial, coming):
+                _flush(path)
+            _flush_names(self.directory)
+            partial.replace(self.sif(manifest.name))
+        except BaseException:
+            if partial.exists():  # else a signal came just after the image got its name
+                coming.unlink(missing_ok=True)
+            raise
+        with contextlib.suppress(FileNotFoundError):  # a reader was faster
+            coming.replace(self.manifest_path(manifest.name))
+        _flush_names(self.directory)
+
+    def _partials(self, name: str, suffix: str) -> list[Path]:
+        pattern = re.compile(rf"\.{re.escape(name)}\.{suffix}\.\d+\.partial")
+        try:
+            return sorted(path for path in self.directory.iterdir() if pattern.fullmatch(path.name))
+        except FileNotFoundError:
+            return []
+
+
+def _read_manifest(path: Path) -> Manifest | None:
+    try:
+        return Manifest.from_json(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
 
 
 def _flush(path: Path) -> None:
@@ -105,9 +141,21 @@ def _flush(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
+def _flush_names(directory: Path) -> None:
+    """So that a power cut does not undo a rename, or keep it without the bytes of the file."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # some network filesystems cannot: they order renames themselves
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
-def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[IO[str]]:
     """Hold the lock file `path`; call `on_wait` once if another process has it. The kernel frees it when we die.
+
+    What is yielded is the open file: a program that inherits it holds the lock, too.
 
     Raises `HostError` where the filesystem knows no locks.
     """
@@ -122,7 +170,7 @@ def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
             raise HostError(
                 f"{path.parent} cannot lock files ({error.strerror})", "use a filesystem with flock"
             ) from None
-        yield
+        yield stream
 
 
 def sha256_of(path: Path) -> str:

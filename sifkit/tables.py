@@ -44,8 +44,16 @@ class Sdist(Strict):
     why: str
 
 
+class Snapshots(Strict):
+    """An archive of what a family's mirror held at each moment."""
+
+    url: OneWord  # with {snapshot}
+    source: str
+
+
 class _Bases(Strict):
     bases: dict[str, KnownBase]
+    snapshots: dict[str, Snapshots]
 
 
 class _Extras(Strict):
@@ -60,6 +68,12 @@ class _Sdists(Strict):
 def known_bases() -> dict[str, KnownBase]:
     """By logical name."""
     return yamlfile.load_own(_DATA / "bases.yaml", _Bases).bases
+
+
+@cache
+def known_snapshots() -> dict[str, Snapshots]:
+    """By the family of the releases."""
+    return yamlfile.load_own(_DATA / "bases.yaml", _Bases).snapshots
 
 
 @cache

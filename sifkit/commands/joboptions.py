@@ -12,9 +12,9 @@ import typer
 from sifkit import checking, preflight
 from sifkit.apptainer import Apptainer
 from sifkit.errors import CommandFailed, UsageError
-from sifkit.execute import Tools
 from sifkit.slurm import cluster
 from sifkit.slurm.request import Job, Resources, Resume, for_array, job_name, parse_time
+from sifkit.tools import Tools
 
 PartitionOption = Annotated[str | None, typer.Option(help="else the site's, else the cluster's default")]
 AccountOption = Annotated[str | None, typer.Option(help="whose budget")]

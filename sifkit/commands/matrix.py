@@ -16,9 +16,9 @@ from sifkit import execute, files
 from sifkit.commands.joboptions import JobWishes, make_resources
 from sifkit.commands.options import image_name, out_console, print_json
 from sifkit.errors import Exit, UsageError
-from sifkit.execute import Tools
 from sifkit.slurm import jobs as queue
 from sifkit.slurm import matrix, submit
+from sifkit.tools import Tools
 from sifkit.verify.record import read_records
 
 

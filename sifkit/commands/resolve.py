@@ -28,10 +28,10 @@ from sifkit.compat import pins
 from sifkit.compat.choose import Choice, choose
 from sifkit.compat.gate import as_json, say
 from sifkit.errors import UsageError
-from sifkit.execute import Tools
 from sifkit.files import write_whole
 from sifkit.model import IMAGE_NAME, ImageWish, TorchWish
 from sifkit.resolve import extra_named
+from sifkit.tools import Tools
 
 UNNAMED = "image"  # of a wish that is not written
 

@@ -25,12 +25,12 @@ from sifkit.commands.options import (
 )
 from sifkit.commands.train import CheckoutOption, ImageOption, NvOption
 from sifkit.errors import HostError, UsageError
-from sifkit.execute import Tools
 from sifkit.printable import printable
 from sifkit.slurm import jobs as queue
 from sifkit.slurm import submit as submission
 from sifkit.slurm.jobfile import render
 from sifkit.slurm.request import Job
+from sifkit.tools import Tools
 
 
 def submit(

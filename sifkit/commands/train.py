@@ -13,8 +13,8 @@ from sifkit import checking, preflight
 from sifkit import launch as launches
 from sifkit.apptainer import Apptainer
 from sifkit.commands.options import NoCheckOption, ProjectOption, SiteOption, VerboseOption, make_tools
-from sifkit.execute import Tools
 from sifkit.run import Command
+from sifkit.tools import Tools
 
 ConfigArgument = Annotated[Path, typer.Argument(help="training YAML: a path, or one of the checkout's examples/")]
 OverridesArgument = Annotated[

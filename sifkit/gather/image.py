@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sifkit.check.facts import Argument, ImageFacts
 from sifkit.errors import CommandFailed, UsageError
 from sifkit.files import write_whole
-from sifkit.sif import OBJECT_NAME, fault_of, read_object
+from sifkit.sif import GENERIC_JSON, OBJECT_NAME, fault_of, read_object
 
 if TYPE_CHECKING:
     from sifkit.apptainer import Apptainer, Bind
@@ -195,18 +195,15 @@ def ask(image: Path, apptainer: Apptainer, binds: tuple[Bind, ...] = ()) -> str:
     return reduced(text)
 
 
-def write_into(image: Path, facts: str, apptainer: Apptainer) -> None:
+def write_into(image: Path, facts: str) -> None:
     """Add facts to the image's own file as an object, which changes nothing in what the image holds.
 
     It stands in the group of the file system, so that `apptainer sign` signs it too.
     """
-    from sifkit.run import Command
+    from sifkit.layers import TIME
+    from sifkit.sifwrite import NewObject, append_object
 
-    with tempfile.TemporaryDirectory(prefix="sifkit-facts-") as folder:
-        file = Path(folder) / OBJECT_NAME
-        file.write_text(facts, encoding="utf-8")
-        where = ("--datatype", "6", "--groupid", "1", "--filename", OBJECT_NAME)  # 6: JSON
-        apptainer.runner.run(Command((apptainer.program, "sif", "add", *where, str(image), str(file))))
+    append_object(image, NewObject(GENERIC_JSON, OBJECT_NAME, facts.encode()), time=TIME)
 
 
 def reduced(text: str) -> str:

@@ -41,10 +41,11 @@ def test_bootstrap(bootstrap: str, golden: Golden) -> None:
     golden(f"bootstrap-{bootstrap}.def", deffile.render(image, sifkit_version="VERSION"))
 
 
-def test_the_two_steps_of_a_build(golden: Golden) -> None:
+def test_the_steps_of_a_build(golden: Golden) -> None:
     image = make_image()
     golden("step-1-base.def", deffile.render_base(image))
-    golden("step-2-image.def", deffile.render_on_base(image, "/cache/base.sif", sifkit_version="VERSION"))
+    golden("step-2-install.sh", deffile.install_script(image))
+    golden("step-3-top.def", deffile.render_top(image, sifkit_version="VERSION"))
 
 
 def test_an_image_of_the_hosts_environment(golden: Golden) -> None:

@@ -16,11 +16,12 @@ from rich.console import Console
 from sifkit.apptainer import Apptainer
 from sifkit.cli import main
 from sifkit.errors import Exit
-from sifkit.execute import Tools, Workshop, fresh_log
 from sifkit.model import Site
 from sifkit.progress import PlainProgress
 from sifkit.run import Command, Runner
 from sifkit.spec import Project
+from sifkit.tools import Tools
+from sifkit.workshop import Workshop, fresh_log
 
 pytestmark = pytest.mark.image
 

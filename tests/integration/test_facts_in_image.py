@@ -62,7 +62,7 @@ def test_an_image_with_facts_runs_and_is_signed_with_them(
     keys.mkdir(mode=0o700)
     image.write_bytes(small_sif.read_bytes())
     before = len(read_objects(image))
-    write_into(image, json.dumps(ANSWER), apptainer)
+    write_into(image, json.dumps(ANSWER))
     assert len(read_objects(image)) == before + 1
     assert read_object(image, OBJECT_NAME) == json.dumps(ANSWER).encode()
     assert "JSON.Generic" in sif(apptainer, "sif", "list", str(image), keys=keys)

@@ -14,9 +14,14 @@ import pytest
 
 from sifkit.cli import main
 from sifkit.errors import Exit
+from sifkit.sifwrite import write_sif
+from sifkit.squash import Source
+from sifkit.store import sha256_of
 from tests.conftest import FakeTool
 
-# Answers like Apptainer: writes the target of a build, logs every call, keeps the definition.
+TINY = Path(__file__).parent / "data" / "tiny.sqfs"  # holds a list of Debian packages, packed as sifkit packs
+
+# Answers like Apptainer: writes the target of a build (a base, or a directory), installs what a lock names, logs calls.
 FAKE_APPTAINER = """\
 echo "$*" >> "$HOME/calls"
 case "$1" in
@@ -24,9 +29,34 @@ case "$1" in
 build)
     for last; do previous="$target"; target="$last"; done
     cp "$last" "$HOME/$(basename "$previous").def"
-    echo "an image" > "$previous"
+    case "$*" in
+    *--sandbox*)
+        mkdir -p "$previous/.singularity.d" "$previous/opt"
+        echo '{}' > "$previous/.singularity.d/labels.json"
+        touch "$previous/environment" "$previous/singularity"
+        ;;
+    *) cp "$HOME/base.sif" "$previous" ;;
+    esac
     ;;
-test) grep -q image "$4" ;;
+exec)
+    for word; do
+        case "$word" in
+        *:/opt) venv="${word%:/opt}/venv" ;;
+        *:/var/cache/sifkit) lent="${word%:/var/cache/sifkit}" ;;
+        esac
+    done
+    case "$*" in
+    *script.sh)
+        echo home > "$venv/pyvenv.cfg"
+        sed -n 's/^\\([^=]*\\)==\\([^ ]*\\) .*/\\1-\\2.dist-info/p' "$lent/missing.lock" | while read -r info; do
+            mkdir -p "$venv/lib/python3.13/site-packages/$info"
+            echo "$info/RECORD,," > "$venv/lib/python3.13/site-packages/$info/RECORD"
+        done
+        ;;
+    *) exit 1 ;;
+    esac
+    ;;
+test) true ;;
 esac
 """
 
@@ -40,6 +70,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("SIFKIT_CACHE", str(home / "cache"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    write_sif(home / "base.sif", [Source(TINY)], (), time=0)
+    mksquashfs = tmp_path / "programs" / "mksquashfs"  # packs nothing
+    mksquashfs.parent.mkdir()
+    mksquashfs.write_text(f'#!/bin/sh\ncp "{TINY}" "$2"\n')
+    mksquashfs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{mksquashfs.parent}:{os.environ['PATH']}")
     return home
 
 
@@ -61,7 +97,14 @@ def test_a_build_leaves_image_and_manifest_and_nothing_else(project: Path, home:
     ]
     manifest = json.loads((project / "images" / "example.json").read_text())
     assert manifest["versions"]["transformers"] == "5.6.0"
-    assert calls(home).count("build") == 2  # the base and the image
+    assert manifest["sha256"] == sha256_of(project / "images" / "example.sif")
+    assert calls(home).count("build") == 2  # the base, and what is this image's own
+    assert sorted(path.name.rsplit("-", 1)[0] for path in (home / "cache" / "layers").glob("*.sqfs")) == [
+        "torch",
+        "transformers",
+        "uv",
+        "venv",
+    ]
     assert not list((home.parent / "tmp").iterdir())
 
 
@@ -76,11 +119,41 @@ def test_what_is_current_is_not_built_again(
     assert "up to date" in capsys.readouterr().err
 
 
-def test_a_second_image_reuses_the_base(project: Path, home: Path, fake_tool: FakeTool) -> None:
+def test_a_second_image_reuses_base_and_layers(project: Path, home: Path, fake_tool: FakeTool) -> None:
     fake_tool("apptainer", FAKE_APPTAINER)
     build(project)
+    first = sha256_of(project / "images" / "example.sif")
+    assert installs(home) == 1
     assert build(project, "--force") == Exit.OK
     assert calls(home).count("build") == 3
+    assert installs(home) == 1
+    assert sha256_of(project / "images" / "example.sif") == first
+
+
+@pytest.mark.parametrize("where", ["layers/torch-*.sqfs", "layers/venv-*.sqfs.sha256"])
+def test_a_damaged_layer_is_made_again(project: Path, home: Path, fake_tool: FakeTool, where: str) -> None:
+    fake_tool("apptainer", FAKE_APPTAINER)
+    build(project)
+    first = sha256_of(project / "images" / "example.sif")
+    (damaged,) = (home / "cache").glob(where)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    assert build(project, "--force") == Exit.OK
+    assert installs(home) == 2
+    assert sha256_of(project / "images" / "example.sif") == first
+
+
+def installs(home: Path) -> int:
+    """How often a container of the base installed packages."""
+    return sum(line.endswith("script.sh") for line in (home / "calls").read_text().splitlines())
+
+
+def test_a_package_that_was_not_installed_is_named(
+    project: Path, home: Path, fake_tool: FakeTool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_tool("apptainer", FAKE_APPTAINER.replace("while read", "grep -v torch | while read"))
+    assert build(project) == Exit.PROGRAM
+    assert "uv did not install what the lock names: torch" in " ".join(capsys.readouterr().err.split())
+    assert not (project / "images" / "example.sif").exists()
 
 
 def test_a_failure_leaves_nothing_and_names_log_and_last_lines(
@@ -103,9 +176,10 @@ def test_an_image_that_fails_its_test_is_not_published_and_the_old_one_stays(
 ) -> None:
     fake_tool("apptainer", FAKE_APPTAINER)
     build(project)
-    fake_tool("apptainer", FAKE_APPTAINER.replace('test) grep -q image "$4"', "test) false"))
+    before = sha256_of(project / "images" / "example.sif")
+    fake_tool("apptainer", FAKE_APPTAINER.replace("test) true", "test) false"))
     assert build(project, "--force") == Exit.PROGRAM
-    assert (project / "images" / "example.sif").read_text() == "an image\n"
+    assert sha256_of(project / "images" / "example.sif") == before
     assert build(project) == Exit.OK
 
 
@@ -182,9 +256,10 @@ def test_a_build_started_while_a_killed_one_is_dying_keeps_its_image(
     wait_for(lambda: (home / "started").exists())
     killed.kill()
     killed.communicate()
-    fake_tool("apptainer", FAKE_APPTAINER.replace("test) grep", "test) sleep 3; grep"))
+    fake_tool("apptainer", FAKE_APPTAINER.replace("test) true", "test) sleep 3"))
     assert build(project) == Exit.OK
-    assert (project / "images" / "example.sif").read_text() == "an image\n"
+    manifest = json.loads((project / "images" / "example.json").read_text())
+    assert sha256_of(project / "images" / "example.sif") == manifest["sha256"]
 
 
 def test_nohup_is_respected(project: Path, home: Path, fake_tool: FakeTool) -> None:

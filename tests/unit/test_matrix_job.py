@@ -15,13 +15,13 @@ from rich.console import Console
 
 from sifkit.commands.matrix import verdict
 from sifkit.errors import UsageError
-from sifkit.execute import Tools
 from sifkit.model import Site
 from sifkit.progress import PlainProgress
 from sifkit.run import Runner
 from sifkit.slurm.matrix import Matrix, render
 from sifkit.slurm.request import Resources
 from sifkit.spec import Project
+from sifkit.tools import Tools
 from sifkit.verify.record import Record, append
 
 HOSTILE = "/tmp/a b/$(touch x)'\"`;&"

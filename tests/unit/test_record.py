@@ -15,7 +15,7 @@ from rich.console import Console
 
 from sifkit import store
 from sifkit.errors import HostError
-from sifkit.execute import Tools, load_image
+from sifkit.execute import load_image
 from sifkit.listing import as_json, judge_verifications, list_images
 from sifkit.model import Site
 from sifkit.plan import recipe_of
@@ -24,6 +24,7 @@ from sifkit.run import Runner
 from sifkit.spec import Project
 from sifkit.stamp import put_on_record
 from sifkit.store import Manifest
+from sifkit.tools import Tools
 from sifkit.verify import Level, Report
 from sifkit.verify.checks import Check, failed, not_run, passed
 from sifkit.verify.nvml import Gpu, HostFacts

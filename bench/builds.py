@@ -1,0 +1,185 @@
+"""Building the default image, against the definition that a user writes by hand: same base, same host, one run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from sifkit import execute, kept, site
+from sifkit.apptainer import Apptainer, Exec
+from sifkit.assemble import Layers
+from sifkit.deffile import HOST_DIR
+from sifkit.errors import UsageError
+from sifkit.model import Image
+from sifkit.progress import PlainProgress
+from sifkit.run import Command, Runner
+from sifkit.spec import DEFAULT_IMAGE, Project
+from sifkit.store import sha256_of
+from sifkit.tools import Timings, Tools
+from sifkit.workshop import Workshop, fresh_log
+
+ROOT = Path(__file__).parent.parent
+
+HAND_WRITTEN = """\
+Bootstrap: localimage
+From: {base}
+
+%post
+  {site}
+  python3 -m venv /opt/venv
+  /opt/venv/bin/pip install --no-cache-dir torch=={torch} torchvision=={torchvision} torchaudio=={torchaudio} \\
+      llamafactory=={llamafactory}
+%environment
+  export PATH=/opt/venv/bin:$PATH
+%test
+  /opt/venv/bin/llamafactory-cli version
+"""
+IMPORTS = "import torch, transformers, datasets, peft, trl"
+ROUNDS = 3  # of imports, each image in turn
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+
+@dataclass(frozen=True)
+class Built:
+    """One way to an image. `goal`: the share of the hand-written definition's time that it may take; seconds if ≥ 1."""
+
+    what: str
+    seconds: float
+    size: int | None = None  # bytes of the image
+    goal: float | None = None
+
+    def size_against(self, other: Built) -> str:
+        """Ratio of two images' sizes."""
+        return f"{self.size / other.size:.2f}" if self.size and other.size else "unknown"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All rows, and the median seconds of cold imports by hand and by sifkit; None where caches cannot be dropped."""
+
+    rows: tuple[Built, ...]
+    imports: tuple[float, float] | None
+    identical: bool  # whether two builds, the second with layers made anew, gave one sha256
+
+
+def timed(what: str, action: Callable[[], None], image: Path | None = None, goal: float | None = None) -> Built:
+    """Wall time of one action."""
+    started = time.monotonic()
+    action()
+    return Built(what, time.monotonic() - started, image.stat().st_size if image else None, goal)
+
+
+def hand_written(image: Image, base: Path, workshop: Workshop, target: Path) -> None:
+    """Build what a user writes: pip, no cache, Apptainer's default compression. Only certificates are lent to it."""
+    pins = {name: image.lock.version_of(name) for name in ("torch", "torchvision", "torchaudio", "llamafactory")}
+    lent = f"if [ -r {HOST_DIR}/site.sh ]; then . {HOST_DIR}/site.sh; fi"
+    scratch = Path(tempfile.mkdtemp(prefix="sifkit-bench-", dir=workshop.tmpdir))
+    definition = scratch / "hand.def"
+    definition.write_text(HAND_WRITTEN.format(base=base, site=lent, **pins))
+    ours = workshop.apptainer.build_command(
+        target, definition, binds=workshop.lend(scratch / "lent"), root=ROOT, tmpdir=scratch
+    )
+    split = ours.argv.index("--mksquashfs-args")
+    argv = tuple(word for word in (*ours.argv[:split], *ours.argv[split + 2 :]) if word != "--notest")
+    workshop.tools.runner.run(
+        Command(argv, cwd=ours.cwd, env=ours.env, remove_after=ours.remove_after),
+        log=workshop.log,
+        on_line=workshop.tools.progress.line,
+    )
+
+
+def measure(work: Path) -> Measured:
+    """Both sides, the hand-written one first, so that it cannot profit from our page cache."""
+    project = Project(work / "project")
+    shutil.copytree(ROOT / "definitions", project.definitions)
+    environ = {**os.environ, "TMPDIR": str(work)}
+    progress = PlainProgress(Console(stderr=True))
+    tools = Tools(project, site.load_site(None, environ, ROOT), Runner(environ), progress, environ)
+    image = execute.load_image(DEFAULT_IMAGE, tools)
+    project.images.mkdir()
+    workshop = Workshop(tools, Apptainer.find(tools.runner), work, fresh_log(project, "hand-written"))
+    base = workshop.base(image, Timings())
+    by_hand, sif = work / "hand.sif", tools.store.sif(DEFAULT_IMAGE)
+    rows = [timed("hand-written definition", lambda: hand_written(image, base, workshop, by_hand), by_hand)]
+    layers = Layers(image, base, workshop)
+
+    def sifkit(*options: str) -> None:
+        argv = [sys.executable, "-m", "sifkit", "build", "--project", str(project.root), *options]
+        subprocess.run(argv, check=True, cwd=ROOT, env=environ)
+
+    def forget(*names: str) -> None:
+        for layer in layers.wanted:
+            if not names or layer.name in names:
+                kept.drop(layers.path(layer))
+
+    sifkit()  # fills the package cache where it is empty
+    before = sha256_of(sif)
+    forget()
+    rows.append(timed("packages downloaded, no layer made yet", lambda: sifkit("--force"), sif, 1 / 8))
+    identical = sha256_of(sif) == before
+    rows.append(timed("everything in the cache", lambda: sifkit("--force"), sif, 1 / 8))
+    forget("llamafactory")
+    rows.append(timed("another LLaMA-Factory, or a small package", lambda: sifkit("--force"), sif, 1 / 20))
+    rows.append(timed("nothing changed", sifkit, sif, 2))
+    return Measured(tuple(rows), cold_imports((by_hand, sif), workshop.apptainer), identical)
+
+
+def cold_imports(images: tuple[Path, Path], apptainer: Apptainer) -> tuple[float, float] | None:
+    """Median wall seconds of IMPORTS in each image, container start included, with nothing of it in the page cache."""
+    if not os.access(DROP_CACHES, os.W_OK):
+        return None
+    seconds: dict[Path, list[float]] = {image: [] for image in images}
+    for _ in range(ROUNDS):
+        for image in images:
+            os.sync()
+            DROP_CACHES.write_text("3")
+            started = time.monotonic()
+            apptainer.runner.run(Exec(image, ("python3", "-c", IMPORTS)).command(apptainer))
+            seconds[image].append(time.monotonic() - started)
+    return statistics.median(seconds[images[0]]), statistics.median(seconds[images[1]])
+
+
+def table(measured: Measured) -> str:
+    """Markdown, each goal beside what was measured."""
+    first, *others = measured.rows
+    lines = ["| build of the default image | wall | times as fast | goal | size |", "|---|---:|---:|---:|---:|"]
+    lines.append(f"| hand-written definition | {first.seconds:.1f} s | 1.0 | | {_gigabytes(first)} |")
+    for row in others:
+        ratio = first.seconds / row.seconds
+        lines.append(f"| {row.what} | {row.seconds:.1f} s | {ratio:.1f} | {_goal(row)} | {_gigabytes(row)} |")
+    size = others[0].size_against(first)
+    lines += ["", f"- Size: {size} of the hand-written image's, bytecode included; goal: at most 1."]
+    if measured.imports:
+        by_hand, ours = measured.imports
+        lines.append(f"- Cold `{IMPORTS}`: {by_hand:.1f} s by hand, {ours:.1f} s here:")
+        lines.append(f"  {ours / by_hand:.2f} of it; goal: at most 0.6.")
+    same = "one sha256" if measured.identical else "DIFFERENT FILES"
+    lines.append(f"- Two builds, the second with every layer made anew: {same}.")
+    return "\n".join(lines) + "\n"
+
+
+def _goal(row: Built) -> str:
+    if row.goal is None:
+        return ""
+    return f"{1 / row.goal:.0f}" if row.goal < 1 else f"{row.goal:.0f} s"
+
+
+def _gigabytes(row: Built) -> str:
+    return f"{row.size / 1e9:.2f} GB" if row.size else ""
+
+
+def require_room(work: Path) -> None:
+    """Raises `UsageError` where the two images and the hand-written tree would not fit."""
+    free = shutil.disk_usage(work).free
+    if free < 35e9:
+        raise UsageError(f"{work} has {free / 1e9:.0f} GB free; building needs 35", "name a roomy directory: TMPDIR=…")

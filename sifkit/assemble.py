@@ -1,0 +1,293 @@
+"""Images joined from layers: what is missing is made in a container of the base, then everything is put into one file.
+
+docs/adr/0003-images-from-layers.md says why. The rendered definition gives the same files with plain Apptainer.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from sifkit import __version__, kept
+from sifkit.apptainer import SQUASH, Bind
+from sifkit.deffile import (
+    DEBIAN_PACKAGES,
+    MISSING_LOCK,
+    VENV,
+    WHOLE_LOCK,
+    header,
+    install_script,
+    render,
+    render_top,
+    spec_path,
+)
+from sifkit.errors import CommandFailed
+from sifkit.layers import (
+    TIME,
+    Owned,
+    Wanted,
+    bytecode_of,
+    owned,
+    package_of,
+    partial_lock,
+    shared,
+    site_packages,
+    toolkit_links,
+    wanted_layers,
+)
+from sifkit.model import Image, LockedPackage, Scratch
+from sifkit.provenance import inspect_metadata_of, objects_of
+from sifkit.run import Command
+from sifkit.sifwrite import NewObject, partition, write_sif
+from sifkit.squash import Source, listing, read_file
+from sifkit.store import exclusive
+from sifkit.tools import Timings, Tools
+from sifkit.verify.together import processors, together
+from sifkit.workshop import Workshop, say_waiting
+
+
+def assemble(image: Image, workshop: Workshop, target: Path, timings: Timings) -> None:
+    """Make `target`, an image that is whole but for its facts. Raises `CommandFailed`."""
+    base = workshop.base(image, timings)
+    layers = Layers(image, base, workshop)
+    with exclusive(layers.directory / ".lock", lambda: say_waiting("its packages", workshop.tools)) as lock:
+        layers.complete(timings, lock)
+        with timings.phase("join", workshop.tools.progress, f"join {image.name}"), workshop.scratch() as scratch:
+            sources = [base_source(base), *(Source(layers.path(one)) for one in layers.wanted)]
+            join(image, sources, workshop, scratch, target)
+
+
+def join(image: Image, sources: Sequence[Source], workshop: Workshop, scratch: Path, target: Path) -> None:
+    """The file of an image, whose first source holds the Debian packages and their list; with what only it has."""
+    top = make_top(image, sources, workshop, scratch)
+    packages = "" if isinstance(image.base.source, Scratch) else read_file(sources[0], DEBIAN_PACKAGES).decode()
+    objects = (*carried_by(image, packages, workshop.tools), inspect_metadata_of(top))
+    write_sif(target, [*sources, top], objects, time=TIME)
+
+
+def carried_by(image: Image, debian_packages: str, tools: Tools) -> tuple[NewObject, ...]:
+    """What an image's file says of how it came to be."""
+    spec = tools.project.root / spec_path(image)
+    definition = render(image, sifkit_version=__version__)
+    text = spec.read_text(encoding="utf-8")
+    return objects_of(image, definition=definition, debian_packages=debian_packages, spec_text=text, time=TIME)
+
+
+def base_source(base: Path) -> Source:
+    """The base's files, all root's and of one time: its bytecode was made not to depend on it (`render_base`)."""
+    found = partition(base)
+    return Source(found.path, found.offset, all_root=True, time=TIME)
+
+
+# ---------------------------------------------------------------------------------------------- packages
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of one image, in the cache."""
+
+    image: Image
+    base: Path
+    workshop: Workshop
+
+    @property
+    def directory(self) -> Path:
+        """Shared by all images; whole layers alone have a final name in it."""
+        return self._cache / "layers"
+
+    @property
+    def _cache(self) -> Path:
+        return self.workshop.tools.cache
+
+    @property
+    def wanted(self) -> tuple[Wanted, ...]:
+        """All, in the order of joining."""
+        return wanted_layers(self.image, self.base.stem)
+
+    def path(self, layer: Wanted) -> Path:
+        """Of a layer in the cache; the name is for people, too."""
+        return self.directory / f"{layer.name}-{layer.key[:32]}.sqfs"
+
+    def complete(self, timings: Timings, lock: IO[str]) -> None:
+        """Make what is missing or damaged. Only for the holder of the directory's lock."""
+        missing = self.missing()
+        for layer in missing:
+            if self.path(layer).exists():
+                self.workshop.tools.progress.note(f"the cached layer of {layer.name} is damaged: it is made again")
+            kept.drop(self.path(layer))
+        for leftover in self.directory.glob(".*.partial"):
+            leftover.unlink(missing_ok=True)
+        while missing:  # a second round only where packages overwrite each other's files
+            done = self.make(missing, timings, lock)
+            if not done:
+                names = ", ".join(layer.name for layer in missing)
+                raise CommandFailed(f"uv did not install what the lock names: {names}", returncode=0)
+            missing = tuple(layer for layer in missing if layer not in done)
+
+    def missing(self) -> tuple[Wanted, ...]:
+        """What the cache does not hold with the bytes that were put there."""
+        tasks = [lambda layer=layer: kept.is_whole(self.path(layer)) for layer in self.wanted]
+        whole = together(tasks, lambda: None, processors())
+        return tuple(layer for layer, there in zip(self.wanted, whole, strict=True) if not there)
+
+    def make(self, missing: Sequence[Wanted], timings: Timings, lock: IO[str]) -> set[Wanted]:
+        """Install all of `missing` at once and make a layer of each that nobody overwrote; returns those."""
+        progress = self.workshop.tools.progress
+        packages = [layer.package for layer in missing if layer.package]
+        venv, farms = self._cache / Path(VENV).name, self._cache / "farms"
+        with self.workshop.tools.runner.removing(venv, farms, lock=lock):
+            for leftover in (venv, farms):
+                shutil.rmtree(leftover, ignore_errors=True)
+            venv.mkdir()
+            with timings.phase("install", progress, f"install {len(packages)} of {len(self.wanted) - 1} packages"):
+                self._install(packages)
+            with timings.phase("layers", progress, f"keep {len(missing)} layers"):
+                return self._keep(missing, Tree(venv, self.image.spec.python), farms)
+
+    def _install(self, packages: Sequence[LockedPackage]) -> None:
+        files = {
+            Path(WHOLE_LOCK).name: self.image.lock.text,
+            Path(MISSING_LOCK).name: partial_lock(packages),
+        }
+        above = Bind(self._cache, str(Path(VENV).parent), writable=True)
+        with self.workshop.scratch() as scratch:
+            self.workshop.run_in(self.base, install_script(self.image), scratch, files, above)
+
+    def _keep(self, missing: Sequence[Wanted], tree: Tree, farms: Path) -> set[Wanted]:
+        ready = {layer: paths for layer in missing if (paths := self._paths(layer, tree)) is not None}
+        done: list[str] = []
+
+        def keep(layer: Wanted, paths: Iterable[str]) -> None:
+            farm = tree.farm(paths, farms / layer.key)
+            self._squash(layer, farm)
+            shutil.rmtree(farm)
+            done.append(layer.name)
+            self.workshop.tools.progress.line(f"{len(done)} of {len(missing)}: {layer.name}")
+
+        tasks = [lambda layer=layer, paths=paths: keep(layer, paths) for layer, paths in ready.items()]
+        together(tasks, self.workshop.tools.runner.stop_all, processors())
+        return set(ready)
+
+    def _paths(self, layer: Wanted, tree: Tree) -> tuple[str, ...] | None:
+        if layer.package is None:
+            return tree.skeleton(frozenset(one.name for one in self.image.lock.packages))
+        return tree.package(layer.package.name)
+
+    def _squash(self, layer: Wanted, farm: Path) -> None:
+        partial = self.directory / f".{layer.key}.{os.getpid()}.partial"
+        self.workshop.run(squash_command(farm, partial))
+        kept.keep(partial, self.path(layer))
+
+
+def squash_command(tree: Path, target: Path) -> Command:
+    """A squashfs whose bytes depend on the files alone, packed as Apptainer is told to."""
+    times = ("-mkfs-time", str(TIME), "-all-time", str(TIME))
+    packing = (*SQUASH, "-processors", str(processors()))
+    plain = ("-noappend", "-all-root", "-no-xattrs", "-no-progress", "-quiet")
+    return Command(("mksquashfs", str(tree), str(target), *packing, *times, *plain), remove_on_failure=(target,))
+
+
+class Tree:
+    """A virtual environment on disk, and whose its files are."""
+
+    def __init__(self, venv: Path, python: str) -> None:
+        self._venv = venv
+        self._python = python
+        infos = sorted((venv / site_packages(python)).glob("*.dist-info/RECORD"))
+        records = {package_of(info.parent.name): info.read_text(encoding="utf-8") for info in infos}
+        self._owned = {name: owned(record, python) for name, record in records.items()}
+        self._shared = shared(self._owned)
+
+    def package(self, name: str) -> tuple[str, ...] | None:
+        """The paths of a package with its bytecode; None where it is absent, or another has overwritten a file."""
+        if any(file.path in self._shared and not self._is_as_recorded(file) for file in self._owned.get(name, ())):
+            return None
+        return self._with_bytecode(self._owned.get(name, ())) or None
+
+    def skeleton(self, locked: frozenset[str]) -> tuple[str, ...]:
+        """All paths but those of locked packages: the environment as `python -m venv` makes it."""
+        theirs = {path for name in self._owned if name in locked for path in self._with_bytecode(self._owned[name])}
+        everything = {
+            str(Path(folder, name).relative_to(self._venv))
+            for folder, folders, names in os.walk(self._venv)
+            for name in [*names, *(one for one in folders if Path(folder, one).is_symlink())]
+        }
+        return tuple(sorted(everything - theirs))
+
+    def _with_bytecode(self, files: Iterable[Owned]) -> tuple[str, ...]:
+        paths = {file.path for file in files}
+        paths |= {found for path in paths if (found := bytecode_of(path, self._python))}
+        return tuple(sorted(path for path in paths if os.path.lexists(self._venv / path)))
+
+    def _is_as_recorded(self, file: Owned) -> bool:
+        name, _, wanted = file.digest.partition("=")
+        path = self._venv / file.path
+        if name not in hashlib.algorithms_guaranteed or not path.is_file():
+            return not file.digest
+        found = hashlib.new(name, path.read_bytes()).digest()
+        return base64.urlsafe_b64encode(found).rstrip(b"=").decode() == wanted
+
+    def farm(self, paths: Iterable[str], root: Path) -> Path:
+        """A tree of hard links to these files, where they will be in the image."""
+        made: set[Path] = set()
+        for path in paths:
+            target = root / VENV[1:] / path
+            if target.parent not in made:
+                _make_directories(target.parent, root, made)
+            os.link(self._venv / path, target, follow_symlinks=False)
+        return root
+
+
+def _make_directories(directory: Path, root: Path, made: set[Path]) -> None:
+    """As apt and uv make them, whatever the umask is."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for each in (directory, *directory.parents):
+        if each in made or each == root.parent:
+            return
+        each.chmod(0o755)
+        made.add(each)
+
+
+# ---------------------------------------------------------------------------------------------- what is this image's
+
+
+def make_top(image: Image, sources: Sequence[Source], workshop: Workshop, scratch: Path) -> Source:
+    """The layer of what no other image has, with Apptainer's own files made by Apptainer."""
+    tree, keep = scratch / "top", scratch / "kept"
+    workshop.apptainer_build(render_top(image, sifkit_version=__version__), tree, sandbox=True)
+    own = tree / ".singularity.d"
+    (own / "Singularity").write_text(render(image, sifkit_version=__version__), encoding="utf-8")
+    labels = own / "labels.json"
+    labels.write_text(json.dumps(final_labels(json.loads(labels.read_text()), image), indent="\t"), encoding="utf-8")
+    keep.mkdir()
+    for path in [*tree.glob(".*"), tree / "environment", tree / "singularity", tree / "opt"]:
+        path.rename(keep / path.name)
+    if image.resolution.toolkit:
+        paths = (path for source in sources for path in listing(source))
+        _make_links(keep, toolkit_links(paths, image.spec.python, image.resolution.toolkit))
+    target = scratch / "top.sqfs"
+    workshop.run(squash_command(keep, target))
+    return Source(target)
+
+
+def final_labels(written: Mapping[str, str], image: Image) -> dict[str, str]:
+    """Apptainer's labels as the whole definition gives them, without the time of the build: an image has none."""
+    prefix = "org.label-schema.usage.singularity.deffile."
+    said = dict(line.split(": ", 1) for line in header(image.base.source).splitlines())
+    kept_labels = {name: value for name, value in written.items() if name != "org.label-schema.build-date"}
+    named = {f"{prefix}{name.lower()}": value for name, value in said.items() if name != "MirrorURL"}
+    return dict(sorted({**kept_labels, **named}.items()))
+
+
+def _make_links(root: Path, links: Mapping[str, str]) -> None:
+    for path, target in links.items():
+        link = root / path[1:]
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
