@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sifkit import checkout
+from sifkit import checkout, sign
 from sifkit.apptainer import Apptainer
 from sifkit.errors import ProblemFound, UsageError
-from sifkit.execute import Tools, load_image
+from sifkit.execute import load_image
 from sifkit.host import existing
 from sifkit.lock import read_lock
 from sifkit.model import IMAGE_NAME, Site
 from sifkit.store import sha256_of
+from sifkit.tools import Tools
 from sifkit.verify import Report, Subject, VerifyOptions, verify, write_report
 from sifkit.verify.nvml import read_host
 from sifkit.verify.record import append, record_of
@@ -76,12 +77,14 @@ def verify_image(name: str, tools: Tools, wishes: Wishes, before: Before | None 
     sha256 = _hashed(sif, tools)
     if manifest is None or sha256 != manifest.sha256:
         raise ProblemFound(f"{sif} is not the image that was built: its sha256 differs", f"build again: --force {name}")
+    require_signature(sif, tools)
     subject = Subject(sif, name, sha256, image.lock)
     return _verified(subject, image.spec.llamafactory.version, tools, wishes, image.spec.gpu, before)
 
 
 def verify_file(sif: Path, tools: Tools, wishes: Wishes, before: Before | None = None) -> Verified:
     """Verify any .sif. If sifkit built it from a spec of this project, its packages are compared with that lock."""
+    require_signature(sif, tools)  # before anything of it runs
     labels = Apptainer.find(tools.runner).labels(sif)
     title = labels.get("org.opencontainers.image.title", "")
     name = title if re.fullmatch(IMAGE_NAME, title) else sif.stem  # it names files of ours: take no path from it
@@ -92,6 +95,20 @@ def verify_file(sif: Path, tools: Tools, wishes: Wishes, before: Before | None =
     lock = read_lock(path) if path.is_file() else None
     subject = Subject(sif.absolute(), name, _hashed(sif, tools), lock)
     return _verified(subject, version or "", tools, wishes, (), before)
+
+
+def require_signature(sif: Path, tools: Tools) -> None:
+    """What the site's policy asks of the image's signatures. Raises `ProblemFound` for one that it refuses."""
+    policy = tools.site.signatures
+    if not policy.required and not sign.signatures(sif):
+        return
+    with tools.progress.phase(f"{sif.stem}: check its signature"):
+        found = sign.check(sif, policy, Apptainer.find(tools.runner), sign.keyring_of(tools.environ))
+    keys = ", ".join(found.fingerprints)
+    if found.state is sign.State.STRANGER:
+        tools.progress.note(f"{sif.stem}: signed by {keys}; {found.state.value}")
+    else:
+        tools.progress.note(f"{sif.stem}: signed by {keys}")
 
 
 def _hashed(sif: Path, tools: Tools) -> str:
