@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,10 +15,11 @@ from rich.console import Console
 
 from sifkit import site
 from sifkit.errors import UsageError
-from sifkit.execute import Tools
 from sifkit.progress import progress_for
+from sifkit.redact import redact, secrets_of
 from sifkit.run import Runner
 from sifkit.spec import find_project
+from sifkit.tools import Tools
 
 narration = Console(stderr=True, emoji=False)  # `:x:` in a path is no emoji
 
@@ -39,10 +41,11 @@ def make_tools(project: Path | None, site_file: Path | None, verbose: bool) -> T
     echo = (lambda text: narration.print(text, markup=False, highlight=False, soft_wrap=True)) if verbose else None
     if project is not None and not (project / "definitions").is_dir():
         raise UsageError(f"--project {project}: there is no definitions/ in it", "name the directory that holds it")
+    found = site.load_site(site_file, environ, Path.cwd())
     return Tools(
         project=find_project((project or Path.cwd()).absolute()),
-        site=site.load_site(site_file, environ, Path.cwd()),
-        runner=Runner(environ, echo),
+        site=found,
+        runner=Runner(environ, echo, partial(redact, secrets=secrets_of(environ, found))),
         progress=progress_for(narration, verbose=verbose),
         environ=environ,
     )

@@ -225,10 +225,10 @@ def _answers(url: str) -> Iterator[None]:
     try:
         yield
     except requests.exceptions.SSLError as error:
-        message = f"the certificate of {where} is not trusted: {error}"
+        message = f"the certificate of {where} is not trusted: {shown(str(error))}"
         raise HostError(message, "name your site's bundle: python_index.ca_bundle in the site file") from error
     except (requests.RequestException, RemoteZipError, RemoteIOError) as error:
-        message = f"{where} cannot be read: {type(error).__name__}: {error}"
+        message = f"{where} cannot be read: {type(error).__name__}: {shown(str(error))}"
         fix = "set python_index.url in the site file; a mirror must answer range requests"
         raise HostError(message, fix) from error
 

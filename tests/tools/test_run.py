@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from sifkit.errors import CommandFailed, HostError
+from sifkit.redact import redact
 from sifkit.run import Command, Runner
+from tests.conftest import FakeTool
 
 
 def test_standard_output_comes_back_alone_and_the_log_holds_both(runner: Runner, tmp_path: Path) -> None:
@@ -79,3 +82,17 @@ def test_what_must_not_outlive_the_program_is_removed(runner: Runner, tmp_path: 
 def test_the_shown_command_can_be_pasted() -> None:
     command = Command(("echo", "it's", "a b"), env={"X": "$HOME"})
     assert command.shown() == "X='$HOME' echo 'it'\"'\"'s' 'a b'"
+
+
+def test_secrets_are_hidden_from_people_and_not_from_programs(
+    monkeypatch: pytest.MonkeyPatch, fake_tool: FakeTool, tmp_path: Path
+) -> None:
+    fake_tool("talks", 'echo "token hf_abcdefgh"; echo "http://u:word@host" >&2; exit 3')
+    shown: list[str] = []
+    runner = Runner(os.environ, shown.append, lambda text: redact(text, ["hf_abcdefgh"]))
+    log = tmp_path / "log"
+    result = runner.run(Command(("talks", "http://u:pw@host")), log=log, on_line=shown.append, check=False)
+    assert result.output == "token hf_abcdefgh\n"
+    assert set(result.tail) == set(log.read_text().splitlines()) == {"token ****", "http://u:****@host"}
+    assert shown[0] == "$ talks http://u:****@host"
+    assert set(shown[1:]) == set(result.tail)

@@ -38,9 +38,10 @@ OPTIONAL = {
 PROGRAMS = ("gcc", "cc", "clang", "g++", "git", "ninja", "ldconfig")
 LIBRARIES = ("libibverbs.so.1", "libmlx5.so.1", "librdmacm.so.1")
 
-# What Apptainer, the shell and Python put there, and the image does not say.
+# What Apptainer, the shell and Python put there, and the image does not say. Proxies are the host's, and may hold
+# passwords: Apptainer lets them through in spite of --cleanenv.
 _NOT_THE_IMAGES = re.compile(r"(APPTAINER|SINGULARITY|SIFKIT)_\w+|HOME|USER|LOGNAME|PWD|OLDPWD|SHLVL|_|TERM|PS1|"
-                             r"USER_PATH|PROMPT_COMMAND|LC_CTYPE")  # fmt: skip
+                             r"USER_PATH|PROMPT_COMMAND|LC_CTYPE|(?i:\w+_proxy)")  # fmt: skip
 
 
 def main(answer_path):
