@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sifkit.sif import PARTITION, SifObject, read_objects
+from sifkit.sif import PARTITION, SIGNATURE, SifObject, read_objects
 from sifkit.sifwrite import partition
 from sifkit.squash import Entry, Source, listing
 from sifkit.squash.layout import FRAGMENT, NONE, ONE, STORED_DATA, Directory, File
 from sifkit.squash.read import Squashfs, opened
 from sifkit.store import CHUNK, sha256_of
 
-SIGNATURE = 0x4005
+_LARGEST = 1 << 30  # bytes of a file that is unpacked whole
 _KINDS = {0x4001: "definition", 0x4006: "JSON object", 0x4007: "object"}
 
 
@@ -131,8 +131,8 @@ def _how(path: str, ours: Entry | None, theirs: Entry | None, contents: tuple[_C
         return f"link to: {ours.link}, {theirs.link}"
     if ours.size != theirs.size:
         return f"contents: {ours.size} bytes, {theirs.size} bytes"
-    if ours.kind == "file" and not contents[0].same(contents[1], path):
-        return "contents"
+    if ours.kind == "file" and (how := contents[0].differ(contents[1], path)):
+        return how
     if ours.mode != theirs.mode:
         return f"mode: {ours.mode:04o}, {theirs.mode:04o}"
     if (ours.uid, ours.gid) != (theirs.uid, theirs.gid):
@@ -149,11 +149,14 @@ class _Contents:
         self._fragments = list(FRAGMENT.iter_unpack(image.fragments()))
         self._fragment_sums: dict[int, bytes] = {}
 
-    def same(self, other: _Contents, path: str) -> bool:
-        """Whether a file holds the same bytes in both."""
+    def differ(self, other: _Contents, path: str) -> str | None:
+        """How a file of one size in both is not the same; None where it holds the same bytes."""
         if self._stored(path) == other._stored(path):
-            return True
-        return self._image.content(self._files[path]) == other._image.content(other._files[path])
+            return None
+        if self._files[path].size > _LARGEST:
+            return "stored otherwise, and too large to be unpacked and compared"
+        same = self._image.content(self._files[path]) == other._image.content(other._files[path])
+        return None if same else "contents"
 
     def _stored(self, path: str) -> tuple[object, ...]:
         node = self._files[path]

@@ -15,13 +15,11 @@ def sum_of(path: Path) -> Path:
 
 
 def keep(partial: Path, target: Path) -> None:
-    """Give a finished file its name in the cache. Killed in between, it leaves a file without sum: made again."""
+    """Give a finished file its name in the cache. Killed in between, it leaves a sum without its file: made again."""
     with partial.open("rb") as stream:
         os.fsync(stream.fileno())
-    sum_of(target).unlink(missing_ok=True)
-    digest = sha256_of(partial)
+    write_whole(sum_of(target), f"{sha256_of(partial)}\n")
     partial.replace(target)
-    write_whole(sum_of(target), f"{digest}\n")
 
 
 def is_whole(path: Path) -> bool:

@@ -23,6 +23,7 @@ _LARGEST = 1 << 25  # bytes of an object that is read whole
 
 DEFINITION = 0x4001
 PARTITION = 0x4004
+SIGNATURE = 0x4005
 GENERIC_JSON = 0x4006
 
 

@@ -65,14 +65,16 @@ def write_sif(target: Path, sources: Sequence[Source], objects: Sequence[NewObje
     """
     if len(objects) >= _DESCRIPTORS:
         raise NotSif(f"there is no room for {len(objects)} objects beside the partition, only for {_DESCRIPTORS - 1}")
-    identity = _identity(sources, objects, time)
+    for source in sources:  # one that is damaged is known before anything is written
+        fingerprint(source)
     with os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o777), "w+b") as file:
         rows, end = list[Descriptor](), _DATA
         for number, new in enumerate(objects, 1):
             rows.append(_put(file, new, number, end, time))
             end += rows[-1].padded
         rows.append(_put_partition(file, sources, len(rows) + 1, end, time))
-        _write_head(file, rows, identity, time)
+        file.flush()
+        _write_head(file, rows, _identity(Source(target, rows[-1].offset), objects, time), time)
 
 
 def append_object(path: Path, new: NewObject, *, time: int) -> None:
@@ -113,12 +115,12 @@ def partition(path: Path) -> Source:
     raise NotSif("it has no primary partition")
 
 
-def _identity(sources: Sequence[Source], objects: Sequence[NewObject], time: int) -> uuid.UUID:
+def _identity(joined: Source, objects: Sequence[NewObject], time: int) -> uuid.UUID:
+    """Of what is in the file, not of its sources: two bases of equal files differ in their tables' times alone."""
     digest = hashlib.sha256(f"{time}\n".encode())
     for new in objects:
         digest.update(f"{new.kind} {new.name!r} {hashlib.sha256(new.data).hexdigest()}\n".encode())
-    for source in sources:
-        digest.update(fingerprint(source))
+    digest.update(fingerprint(joined))
     return uuid.uuid5(_ORIGIN, digest.hexdigest())
 
 

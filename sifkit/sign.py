@@ -22,10 +22,9 @@ from sifkit.errors import CommandFailed, ProblemFound, SifkitError, UsageError
 from sifkit.model import SiteSignatures
 from sifkit.progress import Progress
 from sifkit.run import Command, failure
-from sifkit.sif import Descriptor, NotSif, opened, read_table
+from sifkit.sif import SIGNATURE, Descriptor, NotSif, opened, read_table
 from sifkit.store import Store, exclusive, sha256_of
 
-_SIGNATURE = 0x4005
 _GROUP = 0xF0000000  # set in the group of an object, and in the link of a signature that is a group's
 _NEW_KEY = "apptainer key newpair"
 
@@ -106,7 +105,7 @@ def keyring_of(environ: Mapping[str, str]) -> dict[str, str]:
 def signatures(image: Path) -> tuple[Signature, ...]:
     """Who signed the file, by its own words; nothing for what is no SIF. Raises `OSError` if it cannot be opened."""
     try:
-        return tuple(_signature(row) for row in _used(image) if row.kind == _SIGNATURE)
+        return tuple(_signature(row) for row in _used(image) if row.kind == SIGNATURE)
     except NotSif:
         return ()
 
@@ -120,7 +119,7 @@ def _signature(row: Descriptor) -> Signature:
 
 def _groups(image: Path) -> frozenset[int]:
     """The object groups that hold anything but signatures; 0 for what is in none."""
-    return frozenset(row.group & ~_GROUP for row in _used(image) if row.kind != _SIGNATURE)
+    return frozenset(row.group & ~_GROUP for row in _used(image) if row.kind != SIGNATURE)
 
 
 def _used(image: Path) -> list[Descriptor]:

@@ -77,7 +77,7 @@ def show(found: reproducing.Reproduction, console: Console) -> None:
         but = " but for its signatures" if comparison.signed else ""
         console.print(f"{found.name}: identical{but}, sha256 {comparison.sha256[0]}", highlight=False, soft_wrap=True)
         return
-    where = f"first {first.path} ({first.how})" if first else "only how the file is laid out"
+    where = f"first {first.path} ({first.how})" if first else "only the header of the SIF file, its identity or times"
     _line(f"{found.name}: not the same: {where}", console)
     if comparison.files:
         _line(f"{len(comparison.files)} of {comparison.compared} files differ", console)

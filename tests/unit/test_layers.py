@@ -99,7 +99,9 @@ def venv(tmp_path: Path) -> Path:
         f"{SITE}/__pycache__/one.cpython-313.pyc": "bytecode",
         f"{SITE}/shared.py": "of two",
         f"{SITE}/pip/__init__.py": "",
-        f"{SITE}/one-1.0.dist-info/RECORD": f"one.py,{digest('1')},1\n../../../bin/one,,\nshared.py,{digest('of one')},6\n",
+        f"{SITE}/one-1.0.dist-info/RECORD": (
+            f"one.py,{digest('1')},1\n../../../bin/one,,\nshared.py,{digest('of one')},6\n"
+        ),
         f"{SITE}/two-1.0.dist-info/RECORD": f"shared.py,{digest('of two')},6\n",
         f"{SITE}/pip-25.dist-info/RECORD": "pip/__init__.py,,\n",
     }

@@ -88,6 +88,14 @@ def test_the_same_files_stored_otherwise_are_the_same(tree: MakeTree) -> None:
     assert differences(packed, tree("other", lambda root: None, "-no-fragments", "-noD")) == []
 
 
+def test_a_file_too_large_to_unpack_is_not_said_to_differ_in_contents(
+    tree: MakeTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sifkit.difference._LARGEST", 1000)
+    found = differences(tree("one"), tree("other", lambda root: None, "-no-fragments", "-noD"))
+    assert found == [("/usr/bin/large", "stored otherwise, and too large to be unpacked and compared")]
+
+
 def test_times_and_owners_count(tree: MakeTree) -> None:
     one = tree("one")
     found, compared = compare_files(Source(one), Source(one, time=5))
