@@ -45,7 +45,8 @@ from sifkit.layers import (
 from sifkit.model import Image, LockedPackage, Scratch
 from sifkit.provenance import inspect_metadata_of, objects_of
 from sifkit.run import Command
-from sifkit.sifwrite import NewObject, partition, write_sif
+from sifkit.sif import DEFINITION
+from sifkit.sifwrite import NewObject, append_object, partition, write_sif
 from sifkit.squash import Source, listing, read_file
 from sifkit.store import exclusive
 from sifkit.tools import Timings, Tools
@@ -78,6 +79,17 @@ def carried_by(image: Image, debian_packages: str, tools: Tools) -> tuple[NewObj
     definition = render(image, sifkit_version=__version__)
     text = spec.read_text(encoding="utf-8")
     return objects_of(image, definition=definition, debian_packages=debian_packages, spec_text=text, time=TIME)
+
+
+def add_carried(image: Image, tools: Tools, target: Path) -> None:
+    """The same for an image that Apptainer built whole, in whose file the definition is already."""
+    try:
+        packages = read_file(partition(target), DEBIAN_PACKAGES).decode()
+    except FileNotFoundError:  # the host's own tree
+        packages = ""
+    for new in carried_by(image, packages, tools):
+        if new.kind != DEFINITION:
+            append_object(target, new, time=TIME)
 
 
 def base_source(base: Path) -> Source:

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from keyword import iskeyword
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -22,9 +23,12 @@ from sifkit.errors import Exit, HostError, Interrupted, SifkitError, UsageError
 COMMANDS = {
     "resolve": "resolve",
     "lock": "lock",
+    "import": "import_",
     "build": "build",
     "checkout": "checkout",
     "audit": "audit",
+    "inspect": "inspect",
+    "reproduce": "reproduce",
     "outputs": "outputs",
     "prune": "prune",
     "explain": "explain",
@@ -58,7 +62,7 @@ def make_app(words: Sequence[str]) -> typer.Typer:
         if name == "compat":
             app.add_typer(module.app, name=name)
         else:
-            app.command()(getattr(module, name))
+            app.command(name)(getattr(module, f"{name}_" if iskeyword(name) else name))
     return app
 
 

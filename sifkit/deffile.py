@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Mapping
 from shlex import quote
 
 from typing_extensions import assert_never
@@ -42,9 +43,26 @@ PYTHON_PACKAGES = ("ca-certificates", "python3", "python3-venv")
 
 def render(image: Image, *, sifkit_version: str) -> str:
     """The whole image in one definition."""
-    parts = [_comment(image), header(image.base.source), _setup(image.base.source), _files(image)]
-    parts += [_post(image, system=True, python=True), *_tail(image, sifkit_version)]
+    raw = image.spec.sections
+    setup = _setup(image.base.source) + _raw(raw, "setup")
+    post = _post(image, system=True, python=True) + _raw(raw, "post", f'export PATH={VENV}/bin:"$PATH"')
+    parts = [_comment(image), header(image.base.source), setup, _files(image), post, *_tail(image, sifkit_version)]
+    parts += [f"%{name}\n{text.strip()}\n" for name, text in raw.items() if name.startswith("app")]
     return "\n".join(parts)
+
+
+def needs_whole_build(image: Image) -> bool:
+    """Whether an image has what no layer can hold: the host's own tree, or what raw sections of its spec do."""
+    raw = any(name in ("setup", "files", "post") or name.startswith("app") for name in image.spec.sections)
+    return raw or image.resolution.environment is not None
+
+
+def _raw(sections: Mapping[str, str], name: str, before: str = "") -> str:
+    """A spec's own text for a section, as it is: indenting it would change what its heredocs hold."""
+    if name not in sections:
+        return ""
+    comment = [] if name in ("files", "labels") else ["", "# From the spec's sections."]
+    return "\n".join([*comment, *([before] if before else []), sections[name].strip("\n")]) + "\n"
 
 
 def render_base(image: Image) -> str:
@@ -170,7 +188,8 @@ def _copy_environment(source: Scratch) -> str:
 
 def _files(image: Image) -> str:
     lock, spec = _file_word(image.lock_path), _file_word(spec_path(image))
-    return _section("files", f"{lock} {IMAGE_DIR}/requirements.lock\n{spec} {IMAGE_DIR}/spec.yaml")
+    own = _section("files", f"{lock} {IMAGE_DIR}/requirements.lock\n{spec} {IMAGE_DIR}/spec.yaml")
+    return own + _raw(image.spec.sections, "files")
 
 
 def spec_path(image: Image) -> str:
@@ -363,13 +382,20 @@ def _tail(image: Image, sifkit_version: str) -> list[str]:
     environment += [f"export CUDA_HOME={CUDA_HOME}"] if image.resolution.toolkit else []
     environment += [f"export {name}={quote(value)}" for name, value in sorted(spec.env.items())]
     wanted = labels(image, sifkit_version=sifkit_version)
-    return [
-        _section("environment", "\n".join(environment)),
-        _section("labels", "\n".join(f"{name} {value}" for name, value in wanted.items())),
-        _section("runscript", 'exec llamafactory-cli "$@"'),
-        _section("test", _test(spec)),
-        _section("help", _help(image)),
+    raw = spec.sections
+    parts = [
+        _section("environment", "\n".join(environment)) + _raw(raw, "environment"),
+        _section("labels", "\n".join(f"{name} {value}" for name, value in wanted.items())) + _raw(raw, "labels"),
+        _own(raw, "runscript", 'exec llamafactory-cli "$@"'),
+        _section("test", _test(spec)) + _raw(raw, "test"),
+        _own(raw, "help", _help(image)),
     ]
+    return [*parts, *([_own(raw, "startscript", "")] if "startscript" in raw else [])]
+
+
+def _own(sections: Mapping[str, str], name: str, ours: str) -> str:
+    """A section that a spec may replace."""
+    return f"%{name}\n{sections[name].strip()}\n" if name in sections else _section(name, ours)
 
 
 def _test(spec: ImageSpec) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from sifkit import __version__
 from sifkit.apptainer import Apptainer
-from sifkit.assemble import assemble
+from sifkit.assemble import add_carried, assemble
 from sifkit.causes import find_cause
 from sifkit.compat.check import check
 from sifkit.compat.findings import Finding, Target
 from sifkit.compat.gate import require_fit, say
-from sifkit.deffile import labels, render
+from sifkit.deffile import labels, needs_whole_build, render
+from sifkit.digests import pinned
 from sifkit.environment import read_environment, require_unchanged, require_usable
 from sifkit.errors import CommandFailed
 from sifkit.gather.image import ask, write_into
@@ -57,7 +58,8 @@ def load_image(name: str, tools: Tools) -> Image:
     path = tools.project.lock_path(name)
     base = resolve_base(spec, tools.site, host_bases(tools.runner))
     wanted = resolution(spec, tools.tables, tools.site)
-    return Image(spec, wanted, current_lock(wanted, path), path.relative_to(tools.project.root).as_posix(), base)
+    lock = current_lock(wanted, path)
+    return Image(spec, wanted, lock, path.relative_to(tools.project.root).as_posix(), pinned(base, lock))
 
 
 def make_step(image: Image, tools: Tools, *, force: bool = False) -> Step:
@@ -181,11 +183,12 @@ def make(image: Image, workshop: Workshop, how: How) -> Timings:
     """Base, packages, image, test, facts, signature; the result stands under the partial name."""
     timings, tools = Timings(), workshop.tools
     partial = tools.store.partial(image.name)
-    if image.resolution.environment is None or how.assembler is not assemble:
+    if how.assembler is not assemble or not needs_whole_build(image):
         how.assembler(image, workshop, partial, timings)
-    else:  # of the host's own tree: no part of it could be kept
+    else:
         with timings.phase("build", tools.progress, f"build {image.name}"):
             workshop.apptainer_build(render(image, sifkit_version=__version__), partial)
+            add_carried(image, tools, partial)
     with timings.phase("test", tools.progress, "run its own test, and ask what it holds"):
         test(image.name, partial, workshop)
     if how.signing:

@@ -2,7 +2,8 @@
 
 A lock is a requirements file in pip's own format, so that anything can install from it. One file for each
 package: the wheel that the image's Python and platform will use, named in a comment with its size in bytes. What the
-base's environment brings stands in comments of its own: `inherit` writes such locks.
+base's environment brings stands in comments of its own: `inherit` writes such locks. So does the digest of a base that
+comes from a registry; locks without one are as valid.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,12 +29,26 @@ _PACKAGE = re.compile(
     re.MULTILINE,
 )
 _INHERITED = re.compile(r"^# inherited: (?P<name>\S+)==(?P<version>\S+)$", re.MULTILINE)
-_HEAD_LINES = 3
+_BASE = re.compile(r"^# base: (?P<name>[^\s@]+)@(?P<digest>sha256:[0-9a-f]{64})$")
+_HEAD_LINES = 3  # and one for the base, where it has a digest
 CONSTRAINTS = "constraints.txt"  # beside the requirements, for the time of a resolution
 _COUNT = re.compile(r"^# \S+: (?P<packages>[0-9]{1,6}) packages,(?:[^\n]* (?P<inherited>[0-9]{1,6}) inherited;)?")
+_REFUSED = r"\b40[13] (Unauthorized|Forbidden)|authentication credentials"
 _INPUTS = re.compile(r"^# inputs: ([0-9a-f]{64})$", re.MULTILINE)
 
 State = Literal["current", "stale", "missing", "damaged"]
+
+
+@dataclass(frozen=True)
+class BaseDigest:
+    """What a base's name stood for when the lock was written."""
+
+    name: str  # whole, with registry and tag
+    digest: str
+
+    def line(self) -> str:
+        """Its line in a lock."""
+        return f"# base: {self.name}@{self.digest}"
 
 
 def parse_lock(text: str, file: str) -> Lock:
@@ -42,7 +58,7 @@ def parse_lock(text: str, file: str) -> Lock:
         LockedPackage(m["name"], m["version"], m["file"], int(m["size"]), m["sha256"]) for m in _PACKAGE.finditer(text)
     )
     inherited = tuple(Inherited(m["name"], m["version"]) for m in _INHERITED.finditer(text))
-    count, body = _COUNT.search(text), "".join(f"{line}\n" for line in text.split("\n")[_HEAD_LINES:-1])
+    count, body = _COUNT.search(text), "".join(f"{line}\n" for line in text.split("\n")[_head_lines(text) : -1])
     counts = (int(count["packages"]), int(count["inherited"] or 0)) if count else None
     whole = counts == (len(packages), len(inherited)) and body == _entries(packages, inherited)
     if inputs is None or not (packages or inherited) or not whole:
@@ -51,6 +67,45 @@ def parse_lock(text: str, file: str) -> Lock:
             f"write it again: sifkit lock {Path(file).stem}",
         )
     return Lock(text, inputs[1], packages, inherited)
+
+
+def _head_lines(text: str) -> int:
+    return _HEAD_LINES + (1 if base_of(text) else 0)
+
+
+def base_of(text: str) -> BaseDigest | None:
+    """The base's digest in the text of a lock."""
+    lines = text.split("\n")
+    found = _BASE.match(lines[_HEAD_LINES]) if len(lines) > _HEAD_LINES else None
+    return BaseDigest(found["name"], found["digest"]) if found else None
+
+
+def with_base(lock: Lock, base: BaseDigest | None) -> Lock:
+    """The lock with this digest of its base, or with none."""
+    lines = lock.text.split("\n")
+    lines[_HEAD_LINES : _head_lines(lock.text)] = [base.line()] if base else []
+    return replace(lock, text="\n".join(lines))
+
+
+def moved(before: Lock, after: Lock) -> tuple[str, ...]:
+    """What another lock of an image changes, a line each: its base first, then packages by name."""
+    old, new = before.versions(), after.versions()
+    lines = [_base_moved(base_of(before.text), base_of(after.text))]
+    for name in sorted({*old, *new}):
+        if name not in old:
+            lines.append(f"{name} {new[name]} is new")
+        elif name not in new:
+            lines.append(f"{name} {old[name]} is gone")
+        elif old[name] != new[name]:
+            lines.append(f"{name} {old[name]} → {new[name]}")
+    return tuple(line for line in lines if line)
+
+
+def _base_moved(old: BaseDigest | None, new: BaseDigest | None) -> str:
+    if new is None or new == old:
+        return "" if new == old or old is None else f"base {old.name}: no digest any more (was {old.digest})"
+    was = f"{old.digest} → " if old and old.name == new.name else ""
+    return f"base {new.name}: {was}{new.digest}"
 
 
 def _entries(packages: Iterable[LockedPackage], inherited: Iterable[Inherited]) -> str:
@@ -95,7 +150,7 @@ def make_lock(spec: ImageSpec, wanted: Resolution, site: Site, runner: Runner) -
     with tempfile.TemporaryDirectory(prefix="sifkit-lock-") as scratch:
         requirements = write_requirements(wanted, Path(scratch))
         output = Path(scratch, "pylock.toml")
-        command = Command(tuple(uv_command(wanted, site, requirements, output)))
+        command = Command(tuple(uv_command(wanted, site, requirements, output)), env=index_environment(wanted, site))
         result = runner.run(command, check=False)
         if result.returncode != 0:
             raise refusal(spec, "\n".join(result.tail), result.returncode)
@@ -126,13 +181,19 @@ def uv_command(wanted: Resolution, site: Site, requirements: Path, output: Path)
         argv += ["--no-binary", name]
     if index.wheelhouse:
         argv += ["--no-index", "--find-links", index.wheelhouse]
-    elif index.url:
-        argv += ["--default-index", index.url]
     if wanted.torch_backend and index.torch_url:
-        argv += ["--index", index.torch_url.format(cuda=wanted.torch_backend), "--index-strategy", "unsafe-best-match"]
+        argv += ["--index-strategy", "unsafe-best-match"]
     elif wanted.torch_backend:
         argv += ["--torch-backend", wanted.torch_backend]
     return argv
+
+
+def index_environment(wanted: Resolution, site: Site) -> dict[str, str]:
+    """The site's indexes for uv, in its environment: everybody on a node sees command lines, passwords included."""
+    index = site.python_index
+    default = {"UV_DEFAULT_INDEX": index.url} if index.url and not index.wheelhouse else {}
+    torch = index.torch_url.format(cuda=wanted.torch_backend) if index.torch_url and wanted.torch_backend else None
+    return {**default, **({"UV_INDEX": torch} if torch else {})}
 
 
 def locked_packages(pylock: dict[str, Any], wanted: Resolution) -> list[LockedPackage]:
@@ -201,7 +262,8 @@ def _amount(size: int) -> str:
 
 def refusal(spec: ImageSpec, said: str, returncode: int) -> UsageError | CommandFailed:
     """uv's refusal as it said it, from the conflict on, with the keys of the spec that take part in it."""
-    if "No solution found" not in said and "because" not in said.lower():
+    unread = re.search(_REFUSED, said) is not None  # for uv a package that it may not see is one that is not there
+    if unread or ("No solution found" not in said and "because" not in said.lower()):
         return CommandFailed(f"uv could not resolve {spec.name}:\n{said}", index_advice(said), returncode=returncode)
     conflict = re.sub(r"\s*\n\s*", " ", said[max(said.find("Because"), 0) :]).strip()
     hint = conflict.find(" hint: ")
@@ -226,6 +288,8 @@ def advice(spec: ImageSpec, conflict: str) -> str:
 
 def index_advice(said: str) -> str | None:
     """What to do when the index could not be read."""
+    if re.search(_REFUSED, said):
+        return "the index refuses: correct user and password in python_index.url of the site file, or in ~/.netrc"
     if re.search(r"certificate|tls|ssl", said, re.IGNORECASE):
         return "the index's certificate is not trusted: set SSL_CERT_FILE to your site's bundle"
     if re.search(r"dns|connect|timed out|error sending request", said, re.IGNORECASE):

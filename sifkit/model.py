@@ -27,6 +27,13 @@ _ONE_LINE = r"^[^\s\x00-\x1f]+$"
 IMAGE_NAME = "[a-z0-9][a-z0-9._-]*"
 SourceReference = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$")]
 OneWord = Annotated[str, StringConstraints(pattern=_ONE_LINE)]
+SectionName = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(setup|files|post|environment|labels|runscript|startscript|test|help"
+        r"|app(install|env|run|start|labels|files|help|test) [A-Za-z0-9][A-Za-z0-9._-]*)$"
+    ),
+]
 
 
 class Strict(BaseModel):
@@ -178,6 +185,25 @@ class SpecContents(Strict):
         default_factory=dict, description="environment variables inside the image"
     )
 
+    sections: dict[SectionName, str] = Field(
+        default_factory=dict,
+        description="text for sections of the definition, as it is: behind sifkit's own; runscript, startscript and "
+        "help in place of it. `post` runs when the Python packages are there, with /opt/venv/bin first on PATH",
+        examples=[{"post": "git clone --depth 1 https://example.org/tool.git /opt/tool"}],
+    )
+
+    @field_validator("sections")
+    @classmethod
+    def _sections_stay_sections(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if re.search(r"[\x00-\x08\x0b-\x1f]", text) or any("\ud800" <= c <= "\udfff" for c in text):
+                raise ValueError(f"{name} holds a control character, or is not text")
+            if re.search(r"^\s*%", text, re.MULTILINE):
+                raise ValueError(f"{name} has a line that begins with %, which would begin another section")
+            if "{{" in text:
+                raise ValueError(f"{name} holds '{{{{', which Apptainer takes for a build argument")
+        return value
+
     @field_validator("packages")
     @classmethod
     def _requirements(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -218,7 +244,8 @@ class ImageSpec(SpecContents):
 
     def digest(self) -> str:
         """Identity of what is in the image; comments, the order of keys, `gpu` and `driver` do not count."""
-        return digest_of(self.model_dump(mode="json", by_alias=True, exclude={"gpu", "driver"}))
+        unsaid = {"gpu", "driver"} | (set() if self.sections else {"sections"})  # specs without keep their digest
+        return digest_of(self.model_dump(mode="json", by_alias=True, exclude=unsaid))
 
 
 class TorchWish(Strict):

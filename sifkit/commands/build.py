@@ -1,16 +1,18 @@
-"""`sifkit build`, and `python build.py`: build images; list, render or verify them."""
+"""`sifkit build`, and `python build.py`: build images; list, render, sign or verify them."""
 
 from __future__ import annotations
 
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from sifkit import __version__, checking, deffile, execute, listing, stamp
+from sifkit import __version__, checking, deffile, dockerfile, execute, listing, stamp
+from sifkit import sign as signatures
 from sifkit import verify as verification
+from sifkit.apptainer import Apptainer
 from sifkit.commands.options import (
     Device,
     JsonOption,
@@ -23,18 +25,28 @@ from sifkit.commands.options import (
     print_json,
 )
 from sifkit.errors import Exit, UsageError
-from sifkit.execute import Tools
 from sifkit.spec import DEFAULT_IMAGE, load_spec
+from sifkit.tools import Tools
 from sifkit.verify.report import as_json as as_json_report
 from sifkit.verify.smoke import Method, default_config
+
+Engine = Literal["apptainer", "docker"]
 
 
 def build(
     images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]…", help=f"default: {DEFAULT_IMAGE}")] = None,
     list_: Annotated[bool, typer.Option("--list", help="images, pins and state; build nothing")] = False,
     render: Annotated[bool, typer.Option("--render", help="the definition on standard output; build nothing")] = False,
+    engine: Annotated[Engine, typer.Option(help="build with it; with --render: its kind of definition")] = "apptainer",
+    buildkit: Annotated[
+        bool, typer.Option("--buildkit", help="with --render --engine docker: keep packages in BuildKit's caches")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="build even what is current")] = False,
     no_check: Annotated[bool, typer.Option("--no-check", help="do not ask the compatibility tables")] = False,
+    sign: Annotated[bool, typer.Option("--sign", help="sign with a key of Apptainer's keyring")] = False,
+    key: Annotated[
+        str | None, typer.Option(metavar="FINGERPRINT", help="the key to sign with; else the only one")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="build if stale, then verify on this node")] = False,
     checkout: Annotated[Path | None, typer.Option(help="LLaMA-Factory checkout; else fetched and cached")] = None,
     config: Annotated[Path | None, typer.Option(help="training YAML; else an example of the checkout")] = None,
@@ -49,20 +61,26 @@ def build(
     json_: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Build images; list, render or verify them."""
+    """Build images; list, render, sign or verify them."""
     if list_ + render + verify > 1:
         raise UsageError("--list, --render and --verify are different things", "give one of them")
     wishes = stamp.Wishes(device, gpus, checkout, config, model, report, keep, method)
     if not verify and wishes != stamp.Wishes("gpu"):
         raise UsageError("an option of --verify without it", "add --verify, or leave the option out")
+    _require_engine_used(engine, render=render, list_=list_, buildkit=buildkit)
+    if key and not sign:
+        raise UsageError("--key without --sign", "add --sign, or leave the option out")
+    if sign and (list_ or render):
+        raise UsageError("--sign, but nothing is built", "leave out --sign, or --list and --render")
     if list_ and images:
         raise UsageError("--list shows every image", "leave the names out")
     tools = make_tools(project, site_file, verbose)
+    signing = _signing_key(key, tools) if sign else None
     names = list(dict.fromkeys(image_name(name, tools, verify=verify) for name in images or [DEFAULT_IMAGE]))
     if list_:
         _print_list(tools, json_)
     elif render:
-        _print_definitions(names, tools, json_)
+        _print_definitions(names, tools, engine, json_, buildkit=buildkit)
     elif verify:
         _verify(
             names,
@@ -70,10 +88,51 @@ def build(
             wishes,
             force=force,
             checked=not no_check,
+            signing=signing,
+            engine=engine,
             as_json=json_,
         )
     else:
-        _print_built(execute.build_all(names, tools, force=force, checked=not no_check), tools, json_)
+        steps = _build(names, tools, force=force, checked=not no_check, signing=signing, engine=engine)
+        _print_built(steps, tools, json_)
+
+
+def _require_engine_used(engine: Engine, *, render: bool, list_: bool, buildkit: bool) -> None:
+    if buildkit and not (render and engine == "docker"):
+        raise UsageError("--buildkit belongs to --render --engine docker", "give both, or leave it out")
+    if list_ and engine == "docker":
+        raise UsageError("--list builds nothing", "leave out --engine")
+
+
+def _build(
+    names: list[str],
+    tools: Tools,
+    *,
+    force: bool,
+    checked: bool,
+    signing: signatures.SigningKey | None,
+    engine: Engine,
+) -> list[execute.Step]:
+    """Build what is stale, and sign what the key did not sign yet."""
+    if engine == "docker":
+        from sifkit.docker_engine import DockerEngine  # here: the SDK takes a third of a second
+
+        assembler = DockerEngine.find(tools.environ).assemble
+        steps = execute.build_all(names, tools, force=force, checked=checked, signing=signing, assembler=assembler)
+    else:
+        steps = execute.build_all(names, tools, force=force, checked=checked, signing=signing)
+    if signing:
+        apptainer = Apptainer.find(tools.runner)
+        for name in names:
+            signatures.sign_published(name, signing, apptainer, tools.store, tools.progress)
+    return steps
+
+
+def _signing_key(wanted: str | None, tools: Tools) -> signatures.SigningKey:
+    """Tried before anything is built; a passphrase is asked for at the terminal, if there is one."""
+    ask = partial(typer.prompt, hide_input=True, err=True) if sys.stdin.isatty() else None
+    keyring = signatures.keyring_of(tools.environ)
+    return signatures.signing_key(wanted, Apptainer.find(tools.runner), keyring, tools.site.signatures, ask)
 
 
 def _print_list(tools: Tools, as_json: bool) -> None:
@@ -84,8 +143,9 @@ def _print_list(tools: Tools, as_json: bool) -> None:
         out_console().print(listing.as_table(rows, tools.tables))
 
 
-def _print_definitions(names: list[str], tools: Tools, as_json: bool) -> None:
-    texts = {name: deffile.render(execute.load_image(name, tools), sifkit_version=__version__) for name in names}
+def _print_definitions(names: list[str], tools: Tools, engine: Engine, as_json: bool, *, buildkit: bool) -> None:
+    render = partial(dockerfile.render, buildkit=buildkit) if engine == "docker" else deffile.render
+    texts = {name: render(execute.load_image(name, tools), sifkit_version=__version__) for name in names}
     if as_json:
         print_json([{"name": name, "definition": text} for name, text in texts.items()])
     else:
@@ -106,14 +166,24 @@ def _print_built(steps: list[execute.Step], tools: Tools, as_json: bool) -> None
     print_json(results)
 
 
-def _verify(names: list[str], tools: Tools, wishes: stamp.Wishes, *, force: bool, checked: bool, as_json: bool) -> None:
+def _verify(
+    names: list[str],
+    tools: Tools,
+    wishes: stamp.Wishes,
+    *,
+    force: bool,
+    checked: bool,
+    signing: signatures.SigningKey | None,
+    engine: Engine,
+    as_json: bool,
+) -> None:
     if wishes.report and len(names) > 1:
         raise UsageError("--report names one directory, but several images are verified", "verify them one by one")
     ours = [name for name in names if not name.endswith(".sif")]
     for name in ours:
         load_spec(tools.project, name)  # a name that nobody knows is said before a GPU that is missing
     stamp.require(wishes)
-    execute.build_all(ours, tools, force=force, checked=checked)
+    _build(ours, tools, force=force, checked=checked, signing=signing, engine=engine)
     reports = [_verify_one(name, tools, wishes, checked=checked, as_json=as_json) for name in names]
     if as_json:
         print_json([as_json_report(report) for report in reports])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from sifkit import inherit
+from sifkit import digests, inherit
 from sifkit.commands.options import (
     JsonOption,
     ProjectOption,
@@ -19,13 +20,17 @@ from sifkit.commands.options import (
 )
 from sifkit.compat.gate import require_fit
 from sifkit.environment import changes, read_environment
-from sifkit.errors import Exit
-from sifkit.execute import Tools, findings_of, require_fits
+from sifkit.errors import Exit, HostError
+from sifkit.execute import findings_of, require_fits
 from sifkit.files import write_whole
-from sifkit.lock import State, make_lock, read_lock, state
-from sifkit.model import ImageSpec, Lock, Resolution
-from sifkit.resolve import environment_base, resolution
+from sifkit.host import host_bases
+from sifkit.lock import BaseDigest, State, base_of, make_lock, moved, read_lock, state, with_base
+from sifkit.model import ImageBase, ImageSpec, Lock, Resolution
+from sifkit.registry import Settings
+from sifkit.resolve import environment_base, resolution, resolve_base
+from sifkit.site import ca_bundle
 from sifkit.spec import load_spec
+from sifkit.tools import Tools
 
 
 def lock(
@@ -33,40 +38,107 @@ def lock(
     check: Annotated[bool, typer.Option("--check", help="only say what is stale; exit 1 if anything is")] = False,
     upgrade: Annotated[bool, typer.Option("--upgrade", help="resolve anew what is current, too")] = False,
     no_check: Annotated[bool, typer.Option("--no-check", help="do not ask the compatibility tables")] = False,
+    no_digest: Annotated[bool, typer.Option("--no-digest", help="leave a docker base by its tag")] = False,
     project: ProjectOption = None,
     site_file: SiteOption = None,
     json_: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Resolve specs to locks, hashes included."""
+    """Resolve specs to locks, hashes included, and tags of docker bases to digests.
+
+    --upgrade shows what moved.
+    """
     tools = make_tools(project, site_file, verbose)
+    wishes = Wishes(check=check, upgrade=upgrade, trust=no_check, digest=not no_digest)
     names = [image_name(name, tools) for name in images] if images else tools.project.names()
-    results = [_lock_one(name, tools, check=check, upgrade=upgrade, trust=no_check) for name in names]
+    results = [_lock_one(name, tools, wishes) for name in names]
     if json_:
         print_json(results)
     if check and any(result["state"] != "current" for result in results):
         raise typer.Exit(Exit.PROBLEM)
 
 
-def _lock_one(name: str, tools: Tools, *, check: bool, upgrade: bool, trust: bool) -> dict[str, str]:
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line asks for."""
+
+    check: bool = False
+    upgrade: bool = False
+    trust: bool = False  # the compatibility tables are not asked
+    digest: bool = True  # a docker base by tag gets its digest
+
+
+def _lock_one(name: str, tools: Tools, wishes: Wishes) -> dict[str, Any]:
     spec, path = load_spec(tools.project, name), tools.project.lock_path(name)
     wanted = resolution(spec, tools.tables, tools.site)
     before = _state(spec, wanted, path, tools)
-    if not trust:  # what the spec alone tells is said before anything is resolved
+    if not wishes.trust:  # what the spec alone tells is said before anything is resolved
         require_fit(name, findings_of(spec, tools))
-    if check or (before == "current" and not upgrade):
+    if wishes.check or (before == "current" and not wishes.upgrade):
         fix = "" if before == "current" else f": run sifkit lock {name}"
         tools.progress.note(f"{name}: lock is {before}{fix}")
-        if not trust and before == "current":
+        if not wishes.trust and before == "current":
             require_fits(spec, read_lock(path), tools)
-        return {"name": name, "state": before}
+        added = {} if wishes.check or not wishes.digest else _add_digest(spec, path, tools)
+        return {"name": name, "state": before, **added}
+    old = read_lock(path) if before in ("current", "stale") else None
+    digest = _digest(spec, old, tools, wishes)  # before the resolver, which takes longer
     with tools.progress.phase(f"resolve {name}"):
-        lock = _make(spec, wanted, tools)
-    if not trust:
+        lock = with_base(_make(spec, wanted, tools), digest)
+    if not wishes.trust:
         require_fits(spec, lock, tools)  # else the lock is not written
     write_whole(path, lock.text)
     tools.progress.note(lock.text[2 : lock.text.index(";")].replace(name, path.name, 1))
-    return {"name": name, "state": "current", "was": before}
+    lines = moved(old, lock) if old else ()
+    for line in lines or (("nothing moved",) if old else ()):
+        tools.progress.note(f"  {line}")
+    return {"name": name, "state": "current", "was": before, **_as_json(digest, lines)}
+
+
+def _as_json(digest: BaseDigest | None, lines: tuple[str, ...] = ()) -> dict[str, Any]:
+    base = {"base": digest.name, "digest": digest.digest} if digest else {}
+    return {**base, **({"moved": list(lines)} if lines else {})}
+
+
+def _digest(spec: ImageSpec, old: Lock | None, tools: Tools, wishes: Wishes) -> BaseDigest | None:
+    """Of a docker base by tag. One that another host locked stays where this one makes the same base otherwise."""
+    base, known = _base(spec, tools), base_of(old.text) if old else None
+    reference = digests.reference_of(base.source)
+    if reference is None:
+        return known if base.name else None
+    if known and known.name == str(reference) and not wishes.upgrade:
+        return known
+    return BaseDigest(str(reference), _ask(base, tools)) if wishes.digest else None
+
+
+def _add_digest(spec: ImageSpec, path: Path, tools: Tools) -> dict[str, Any]:
+    """To a lock that is current and was written without; not for sifkit's own bases, which `--upgrade` brings."""
+    base, lock = _base(spec, tools), read_lock(path)
+    reference, known = digests.reference_of(base.source), base_of(lock.text)
+    default = base.name and base.name not in tools.site.bases
+    if reference is None or default or (known and known.name == str(reference)):
+        return {}
+    found = BaseDigest(str(reference), _ask(base, tools))
+    write_whole(path, with_base(lock, found).text)
+    tools.progress.note(f"  base {found.name}: {found.digest}")
+    return _as_json(found)
+
+
+def _base(spec: ImageSpec, tools: Tools) -> ImageBase:
+    return resolve_base(spec, tools.site, host_bases(tools.runner))
+
+
+def _ask(base: ImageBase, tools: Tools) -> str:
+    """Raises with one more way out: the tag as it is."""
+    reference = digests.reference_of(base.source)
+    assert reference is not None
+    settings = Settings(tools.environ, ca_bundle(tools.site, tools.environ), tools.progress.note)
+    try:
+        with tools.progress.phase(f"digest of {reference.short}"):
+            return digests.resolve(reference, settings)
+    except HostError as error:
+        error.fix = f"{error.fix}; or leave the base by its tag: --no-digest"
+        raise
 
 
 def _make(spec: ImageSpec, wanted: Resolution, tools: Tools) -> Lock:

@@ -140,7 +140,6 @@ def test_an_unreachable_index_is_not_a_conflict() -> None:
     ("index", "words"),
     [
         ({}, ["--only-binary", ":all:"]),
-        ({"url": "https://index.example/simple"}, ["--default-index", "https://index.example/simple"]),
         ({"wheelhouse": "/wheels"}, ["--no-index", "--find-links", "/wheels"]),
     ],
 )
@@ -151,10 +150,29 @@ def test_the_sites_index_is_asked(index: dict[str, str], words: list[str]) -> No
     assert argv[start : start + len(words)] == words
 
 
+def test_an_indexs_password_stands_in_no_command_line() -> None:
+    url = "https://reader:word@index.example/simple"
+    site = Site.model_validate({"python_index": {"url": url}})
+    assert url not in lock.uv_command(wanted(), site, Path("in"), Path("out"))
+    assert lock.index_environment(wanted(), site) == {"UV_DEFAULT_INDEX": url}
+
+
+def test_an_index_that_refuses_is_no_lack_of_packages() -> None:
+    said = """  × No solution found when resolving dependencies:
+  ╰─▶ Because torch was not found in the package registry and you require torch==2.9.1, we can conclude that your
+      requirements are unsatisfiable.
+hint: An index URL (http://packages.example/simple/) could not be queried due to a lack of valid authentication
+credentials (401 Unauthorized)."""
+    error = lock.refusal(make_spec(), said, 1)
+    assert isinstance(error, CommandFailed)
+    assert "python_index.url" in str(error.fix)
+
+
 def test_torch_for_another_cuda_comes_from_the_sites_torch_index_or_uvs() -> None:
     resolution = wanted(torch={"version": "2.9.1", "cuda": "12.6"})
     site = Site.model_validate({"python_index": {"torch_url": "https://torch.example/{cuda}"}})
-    assert "https://torch.example/cu126" in lock.uv_command(resolution, site, Path("in"), Path("out"))
+    assert "--torch-backend" not in lock.uv_command(resolution, site, Path("in"), Path("out"))
+    assert lock.index_environment(resolution, site) == {"UV_INDEX": "https://torch.example/cu126"}
     plain = lock.uv_command(resolution, Site(), Path("in"), Path("out"))
     assert plain[-2:] == ["--torch-backend", "cu126"]
 

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from sifkit import deffile
 from sifkit.commands.reproduce import as_json, show
-from sifkit.difference import SIGNATURE, Comparison, Difference, compare, compare_files
+from sifkit.difference import Comparison, Difference, compare, compare_files
 from sifkit.errors import HostError, ProblemFound, UsageError
 from sifkit.model import Debootstrap
 from sifkit.reproduce import Made, Reproduction, base_of, first_difference, image_of, package_changes, read_made
-from sifkit.sif import DEFINITION
+from sifkit.sif import DEFINITION, SIGNATURE
 from sifkit.sifwrite import NewObject, append_object, write_sif
 from sifkit.squash import Source
 from sifkit.store import sha256_of

@@ -1,0 +1,127 @@
+# llamafactory-0.9.5-cu130-extras: LLaMA-Factory 0.9.5, torch 2.13.0 for CUDA 13.0, Python 3.13
+# Written by sifkit from definitions/llamafactory-0.9.5-cu130-extras.yaml and its lock. Docker builds it, with BuildKit or without,
+# in the directory that holds definitions/:
+#     docker build --network host -t llamafactory-0.9.5-cu130-extras -f llamafactory-0.9.5-cu130-extras.Dockerfile definitions
+# --render --buildkit gives the one that keeps packages in BuildKit's caches.
+
+FROM debian:trixie-slim
+
+RUN ["/bin/sh", "-exc", "\
+    umask 022\n\
+    mkdir -p /var/cache/sifkit\n\
+    # What the site needs to reach its mirrors: written by sifkit beside its caches, absent in a plain build.
+    if [ -r /var/cache/sifkit/site.sh ]; then set +x; . /var/cache/sifkit/site.sh; set -x; fi\n\
+    # Debian packages. apt may not change users in a user namespace, hence the sandbox user.
+    umask 022\n\
+    export DEBIAN_FRONTEND=noninteractive\n\
+    apt-get update -q -o APT::Sandbox::User=root\n\
+    apt-get install -qy --no-install-recommends -o APT::Sandbox::User=root \
+        ca-certificates \
+        g++ \
+        gcc \
+        git \
+        libc6-dev \
+        python3 \
+        python3-dev \
+        python3-venv\n\
+    # Which packages these are, each with the sha256 that the mirror's index gives of its file.
+    mkdir -p /opt/sifkit\n\
+    {\n\
+        apt-get indextargets --format '$(FILENAME)' 'Created-By: Packages' | xargs -r /usr/lib/apt/apt-helper cat-file\n\
+        echo\n\
+        dpkg-query -W -f '${db:Status-Status}: ${Package} ${Version} ${Architecture}\\n'\n\
+    } | awk '\n\
+        /^Package: / { name = $2 }\n\
+        /^Version: / { version = $2 }\n\
+        /^Architecture: / { architecture = $2 }\n\
+        /^SHA256: / { sha256 = $2 }\n\
+        /^$/ { if (sha256) known[name \" \" version \" \" architecture] = sha256; sha256 = \"\" }\n\
+        /^installed: / { key = $2 \" \" $3 \" \" $4; print key, (key in known) ? known[key] : \"-\" }\n\
+    ' | LC_ALL=C sort > /opt/sifkit/debian-packages\n\
+    test -s /opt/sifkit/debian-packages\n\
+    # Nothing stays of the day, the machine or this run: two builds give the same files.
+    apt-get clean\n\
+    rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/cache/ldconfig/* /var/cache/man/* \
+        /var/cache/fontconfig/* /var/lib/dbus/machine-id /var/lib/systemd/random-seed /etc/ssh/ssh_host_*\n\
+    rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/subuid- /etc/subgid-\n\
+    find /var/log -type f -delete\n\
+    [ ! -e /etc/machine-id ] || : > /etc/machine-id\n\
+    sed -i 's/^\\([^:]*:[^:]*\\):[0-9]*:/\\1::/' /etc/shadow\n\
+    # Python's bytecode is valid for its source's time, but times in an image are made all the same. This makes it valid
+    # for good. (Not in /tmp, which is the host's. Python takes indented lines only below something.)
+    find /usr /opt -path '*/__pycache__/*.pyc' | /usr/bin/python3 -c 'if \"indented\":\n\
+        import os, struct, sys\n\
+        from importlib.util import source_from_cache, source_hash\n\
+        for path in sys.stdin.read().splitlines():\n\
+            source = source_from_cache(path)\n\
+            with open(path, \"r+b\") as pyc:\n\
+                if os.path.exists(source):\n\
+                    now = os.stat(source)\n\
+                    if pyc.read(16)[4:] == struct.pack(\"<3I\", 0, int(now.st_mtime), now.st_size):\n\
+                        pyc.seek(4)\n\
+                        pyc.write(struct.pack(\"<I\", 1) + source_hash(open(source, \"rb\").read()))\n\
+    '\n\
+"]
+
+COPY ["llamafactory-0.9.5-cu130-extras.lock", "/opt/sifkit/requirements.lock"]
+COPY ["llamafactory-0.9.5-cu130-extras.yaml", "/opt/sifkit/spec.yaml"]
+
+RUN ["/bin/sh", "-exc", "\
+    umask 022\n\
+    # What the site needs to reach its mirrors: written by sifkit beside its caches, absent in a plain build.
+    if [ -r /var/cache/sifkit/site.sh ]; then set +x; . /var/cache/sifkit/site.sh; set -x; fi\n\
+    # Python packages: uv from the lock, by pip; then everything else in the lock, by uv. Each file is checked
+    # against its hash; the few source archives are built with the setuptools that the lock pins. Bytecode does not
+    # name the time of its source, so that all times in an image may be the same.
+    export PIP_CACHE_DIR=/var/cache/sifkit/pip UV_CACHE_DIR=/var/cache/sifkit/uv UV_LINK_MODE=copy PYC_INVALIDATION_MODE=UNCHECKED_HASH\n\
+    python3.13 -m venv /opt/venv\n\
+    grep -A1 '^uv==' /opt/sifkit/requirements.lock > /opt/venv/uv.lock\n\
+    /opt/venv/bin/pip install --quiet --disable-pip-version-check --no-compile --require-hashes --only-binary :all: \
+        -r /opt/venv/uv.lock\n\
+    /opt/venv/bin/uv pip install --python /opt/venv/bin/python --require-hashes --compile-bytecode \
+        --build-constraints /opt/sifkit/requirements.lock \
+        -r /opt/sifkit/requirements.lock\n\
+    # A CUDA toolkit where everybody looks for it, of links into the wheels.
+    mkdir -p /usr/local/cuda/lib64\n\
+    ln -s lib /opt/venv/lib/python3.13/site-packages/nvidia/cu13/lib64 # where nvcc itself links from\n\
+    for part in bin include nvvm; do ln -s /opt/venv/lib/python3.13/site-packages/nvidia/cu13/$part /usr/local/cuda/$part; done\n\
+    for library in /opt/venv/lib/python3.13/site-packages/nvidia/cu13/lib/*; do\n\
+        name=${library##*/}\n\
+        ln -sf \"$library\" \"/usr/local/cuda/lib64/$name\"\n\
+        case $name in *.so.*) ln -sf \"$library\" \"/usr/local/cuda/lib64/${name%%.so.*}.so\" ;; esac\n\
+    done\n\
+    # A plain build filled these caches itself; under sifkit they are the host's, and stay.
+    [ -e /var/cache/sifkit/site.sh ] || rm -rf /var/cache/sifkit/pip /var/cache/sifkit/uv\n\
+    rm -rf /opt/venv/uv.lock /root/.cache\n\
+"]
+
+ENV PATH="/opt/venv/bin:${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}" \
+    PYTHONNOUSERSITE="1" \
+    CUDA_HOME="/usr/local/cuda"
+
+RUN ["/bin/sh", "-exc", "\
+    # `llamafactory-cli version` succeeds on a broken install; the trainer's import does not.
+    /opt/venv/bin/python -c 'import torch, torchaudio, torchvision; \
+        import llamafactory.train.tuner; \
+        from llamafactory.extras.env import VERSION; \
+        assert VERSION == \"0.9.5\", VERSION; \
+        assert torch.__version__.split(\"+\")[0] == \"2.13.0\", torch.__version__; \
+        assert torch.version.cuda == \"13.0\", torch.version.cuda; \
+        print(\"ok: LLaMA-Factory\", VERSION, \"torch\", torch.__version__)'\n\
+"]
+
+LABEL org.opencontainers.image.title="llamafactory-0.9.5-cu130-extras" \
+    org.opencontainers.image.version="0.9.5" \
+    org.opencontainers.image.description="LLaMA-Factory 0.9.5, torch 2.13.0 for CUDA 13.0, Python 3.13" \
+    org.opencontainers.image.base.name="debian-trixie" \
+    org.sifkit.version="VERSION" \
+    org.sifkit.spec-digest="sha256:d0b59f64840190af87771d58b5eca6125d918d69e2f7233cbe57893477007599" \
+    org.sifkit.lock-digest="sha256:1cf704f9fa737721a2b737cc1e54f9144fef8c7bc5faf8e4e29998e504007dd5" \
+    org.sifkit.python="3.13" \
+    org.sifkit.torch="2.13.0" \
+    org.sifkit.cuda="13.0" \
+    org.sifkit.llamafactory="0.9.5" \
+    org.sifkit.transformers="5.6.0"
+
+ENTRYPOINT ["llamafactory-cli"]
+CMD []
