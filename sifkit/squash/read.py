@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import zstandard
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 from sifkit.squash.layout import (
     ABSENT,
@@ -384,7 +388,7 @@ def _inflater(compressor: int) -> Callable[[bytes, int], bytes]:
     if compressor == GZIP:
         return _gunzip
     if compressor == ZSTD:
-        return _Zstd().inflate
+        return _unzstd
     name = COMPRESSORS.get(compressor, f"number {compressor}")
     raise NotJoinable(f"it is compressed with {name}; only zstd and gzip can be joined")
 
@@ -397,14 +401,12 @@ def _gunzip(data: bytes, most: int) -> bytes:
     return block
 
 
-class _Zstd:
-    def __init__(self) -> None:
-        self._decompressor = zstandard.ZstdDecompressor()
-
-    def inflate(self, data: bytes, most: int) -> bytes:
-        if zstandard.frame_content_size(data) > most:  # what the frame says would be allocated
-            raise NotJoinable("a compressed block is damaged")
-        return self._decompressor.decompress(data, max_output_size=most)
+def _unzstd(data: bytes, most: int) -> bytes:
+    stream = zstd.ZstdDecompressor()
+    block: bytes = stream.decompress(data, most + 1)
+    if not stream.eof or len(block) > most:
+        raise NotJoinable("a compressed block is damaged")
+    return block
 
 
 @contextmanager
@@ -429,5 +431,5 @@ def named(source: Source) -> Iterator[None]:
         yield
     except NotJoinable as error:
         raise NotJoinable(f"{source.path}: {error}") from None
-    except (struct.error, zlib.error, zstandard.ZstdError, IndexError, KeyError) as error:
+    except (struct.error, zlib.error, zstd.ZstdError, IndexError, KeyError) as error:
         raise NotJoinable(f"{source.path}: its tables are damaged ({error})") from error

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import zstandard
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 from sifkit.squash.layout import (
     ABSENT,
@@ -126,7 +130,7 @@ class Maker:
     def pack(self, content: bytes) -> bytes:
         if self.form.compressor == GZIP:
             return zlib.compress(content, 9)
-        return zstandard.ZstdCompressor(level=3).compress(content)
+        return zstd.compress(content, 3)
 
     def metadata(self, table: bytes, positions: list[int], at: int) -> bytes:
         blocks = b""
