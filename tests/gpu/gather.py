@@ -42,6 +42,7 @@ PYTHON, PLATFORM = "3.12", "x86_64-manylinux_2_28"
 LEFT_OUT = ("gradio", "av", "modelscope", "hf-transfer")  # 62, 38, 6 and 4 MB; the web interface, video, model hubs
 BUILT_HERE = ("deepspeed", "antlr4-python3-runtime")  # published as source alone; pure Python with DS_BUILD_OPS=0
 WITH_THE_NODE = re.compile(r"nvidia-(?!ml-py)|cuda-")  # come with its torch
+NOT_THERE = ("uv", "docker", "dockerfile")  # on the node pip installs, and nothing is imported from Docker
 TEST_TOOLS = ("pytest-xdist",)
 
 # Debian 13's run on Ubuntu 24.04's C library; squashfs-tools and FUSE bring what an image is made and mounted with.
@@ -187,8 +188,8 @@ def gather_wheels(into: Path) -> None:
 
 
 def gather_sifkit(into: Path, shared: Path) -> None:
-    """What sifkit runs with and is not among the `shared` wheels; uv is left out: on the node pip installs."""
-    pins = [pin for pin in resolve([str(ROOT / "pyproject.toml"), *TEST_TOOLS], {}) if pin.name != "uv"]
+    """What sifkit runs with and is not among the `shared` wheels."""
+    pins = [pin for pin in resolve([str(ROOT / "pyproject.toml"), *TEST_TOOLS], {}) if pin.name not in NOT_THERE]
     lacking = [pin for pin in pins if not of_pins([pin], shared)]
     download(lacking, into)
     names = into / "requirements.txt"
