@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 IMAGE  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv apptainer slurm sif verify test test-fast check goldens schema rules compat matrix resolvers bench bench-gpu clean
+.PHONY: help venv apptainer slurm docker sif verify test test-fast check goldens schema rules compat matrix resolvers bench bench-gpu clean
 
 help:            ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -18,6 +18,9 @@ $(BIN)/.ready: pyproject.toml requirements-dev.lock ci/make-venv.sh
 apptainer:       ## install Apptainer if it is missing (needs root)
 	@command -v apptainer >/dev/null || bash ci/install-apptainer.sh
 
+docker:          ## install the Docker Engine and a registry for their tests if they are missing (needs root)
+	@bash ci/docker/install.sh
+
 slurm:           ## install Slurm for its tests if it is missing (needs root); starts nothing
 	@bash ci/slurm/install.sh
 
@@ -27,11 +30,11 @@ sif: venv apptainer ## build the default image, or IMAGE=NAME
 verify: venv apptainer ## build if stale, then verify on this node
 	@$(BIN)/python build.py --verify $(IMAGE) $(VERIFY_OPTIONS)
 
-test: venv apptainer slurm ## every test, the real default image included
+test: venv apptainer slurm docker ## every test, the real default image included
 	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 test-fast: venv  ## tests that need seconds and no Apptainer
-	@$(BIN)/python -m pytest -m "not apptainer and not index and not image and not gpu and not slurm" $(PYTEST_OPTIONS)
+	@$(BIN)/python -m pytest -m "not apptainer and not index and not image and not gpu and not slurm and not docker" $(PYTEST_OPTIONS)
 
 check: venv      ## lint, types, import contract
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -18,11 +18,9 @@ from packaging.version import Version
 from spython.main import get_client
 
 from sifkit.errors import CommandFailed, HostError, UsageError
+from sifkit.layers import SQUASH
 from sifkit.run import Command, Runner
 
-# How every squashfs here is packed: parts can be joined only if they are packed alike. Against 128K (the default),
-# blocks of 256K save 6 % of an image and cost nothing measurable at import: docs/benchmarks.md.
-SQUASH = ("-comp", "zstd", "-Xcompression-level", "3", "-b", "256K")
 OLDEST = Version("1.2.0")  # the first with unprivileged builds without setuid that need no configuration
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from sifkit import __version__, kept
-from sifkit.apptainer import SQUASH, Bind
+from sifkit.apptainer import Bind
 from sifkit.deffile import (
     DEBIAN_PACKAGES,
     MISSING_LOCK,
@@ -30,6 +30,7 @@ from sifkit.deffile import (
 )
 from sifkit.errors import CommandFailed
 from sifkit.layers import (
+    SQUASH,
     TIME,
     Owned,
     Wanted,
@@ -47,7 +48,7 @@ from sifkit.provenance import inspect_metadata_of, objects_of
 from sifkit.run import Command
 from sifkit.sif import DEFINITION
 from sifkit.sifwrite import NewObject, append_object, partition, write_sif
-from sifkit.squash import Source, listing, read_file
+from sifkit.squash import NotJoinable, Source, listing, read_file
 from sifkit.store import exclusive
 from sifkit.tools import Timings, Tools
 from sifkit.verify.together import processors, together
@@ -70,7 +71,11 @@ def join(image: Image, sources: Sequence[Source], workshop: Workshop, scratch: P
     top = make_top(image, sources, workshop, scratch)
     packages = "" if isinstance(image.base.source, Scratch) else read_file(sources[0], DEBIAN_PACKAGES).decode()
     objects = (*carried_by(image, packages, workshop.tools), inspect_metadata_of(top))
-    write_sif(target, [*sources, top], objects, time=TIME)
+    try:
+        write_sif(target, [*sources, top], objects, time=TIME)
+    except NotJoinable as error:
+        fix = f"remove what the cache holds, and build again: {workshop.tools.cache}/bases and layers"
+        raise CommandFailed(f"{image.name} cannot be joined: {error}", fix, returncode=0) from None
 
 
 def carried_by(image: Image, debian_packages: str, tools: Tools) -> tuple[NewObject, ...]:

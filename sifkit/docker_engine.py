@@ -25,7 +25,7 @@ from docker.types import Mount
 from requests.exceptions import RequestException
 
 from sifkit import __version__
-from sifkit.apptainer import SQUASH
+from sifkit.layers import SQUASH
 from sifkit.assemble import join
 from sifkit.deffile import HOST_DIR, IMAGE_DIR
 from sifkit.dockerfile import Parts, parts_of

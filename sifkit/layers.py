@@ -18,6 +18,9 @@ from sifkit.model import Image, LockedPackage, digest_of
 
 LAYOUT = 1  # raise it when layers or images of the same recipe would hold other bytes
 TIME = 315532800  # of every file, directory and object in an image: 1980-01-01, the earliest that zip files know
+# How every squashfs here is packed: parts can be joined only if they are packed alike. Against 128K (the default),
+# blocks of 256K save 6 % of an image and cost nothing measurable at import: docs/benchmarks.md.
+SQUASH = ("-comp", "zstd", "-Xcompression-level", "3", "-b", "256K")
 SKELETON = "venv"  # the layer of the virtual environment itself, with pip
 
 
@@ -42,13 +45,13 @@ def wanted_layers(image: Image, base_identity: str) -> tuple[Wanted, ...]:
     """
     python = image.spec.python
     replaced = sorted({"pip", "setuptools", "wheel"} & image.lock.versions().keys())  # what `python -m venv` brings
-    skeleton = Wanted(digest_of([LAYOUT, SKELETON, python, base_identity, replaced]), None)
+    skeleton = Wanted(digest_of([LAYOUT, SQUASH, SKELETON, python, base_identity, replaced]), None)
     packages = sorted(image.lock.packages, key=lambda package: package.name)
     return (skeleton, *(Wanted(_key(package, image, base_identity), package) for package in packages))
 
 
 def _key(package: LockedPackage, image: Image, base_identity: str) -> str:
-    parts: list[object] = [LAYOUT, package.name, package.version, package.sha256, image.spec.python]
+    parts: list[object] = [LAYOUT, SQUASH, package.name, package.version, package.sha256, image.spec.python]
     if not package.file.endswith(".whl"):  # what builds it
         setuptools = next((one.sha256 for one in image.lock.packages if one.name == "setuptools"), "")
         parts += [setuptools, base_identity]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sifkit import kept
-from sifkit.apptainer import SQUASH, Apptainer, Bind, Exec
+from sifkit.apptainer import Apptainer, Bind, Exec
 from sifkit.deffile import HOST_DIR, render_base
+from sifkit.layers import SQUASH
 from sifkit.lending import lend
 from sifkit.model import Image, digest_of
 from sifkit.run import Command
