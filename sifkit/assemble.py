@@ -49,7 +49,7 @@ from sifkit.run import Command
 from sifkit.sif import DEFINITION
 from sifkit.sifwrite import NewObject, append_object, partition, write_sif
 from sifkit.squash import NotJoinable, Source, listing, read_file
-from sifkit.store import exclusive
+from sifkit.store import CHUNK, exclusive
 from sifkit.tools import Timings, Tools
 from sifkit.verify.together import processors, together
 from sifkit.workshop import Workshop, say_waiting
@@ -162,20 +162,42 @@ class Layers:
         with self.workshop.tools.runner.removing(venv, farms, lock=lock):
             for leftover in (venv, farms):
                 shutil.rmtree(leftover, ignore_errors=True)
-            venv.mkdir()
             with timings.phase("install", progress, f"install {len(packages)} of {len(self.wanted) - 1} packages"):
-                self._install(packages)
+                self._install_whole(packages, venv)
             with timings.phase("layers", progress, f"keep {len(missing)} layers"):
                 return self._keep(missing, Tree(venv, self.image.spec.python), farms)
 
-    def _install(self, packages: Sequence[LockedPackage]) -> None:
+    def _install_whole(self, packages: Sequence[LockedPackage], venv: Path) -> None:
+        """Install; what uv's cache holds damaged is loaded again. uv does not look at what it keeps unpacked."""
+        venv.mkdir()
+        try:
+            self._install(packages)
+            again = self._damaged(packages, venv)
+        except CommandFailed as error:
+            if not any("Failed to install" in line for line in error.tail):
+                raise
+            again = [one.name for one in packages]  # metadata that uv cannot read: it does not say whose
+        if again:
+            self.workshop.tools.progress.note(f"damaged in uv's cache, loaded again: {', '.join(again)}")
+            shutil.rmtree(venv)
+            venv.mkdir()
+            self._install(packages, again)  # what is not as recorded now is the wheel's own fault: its hash is right
+
+    def _damaged(self, packages: Sequence[LockedPackage], venv: Path) -> list[str]:
+        """Packages with a file that is not as their RECORD says."""
+        tree = Tree(venv, self.image.spec.python)
+        tasks = [lambda name=one.name: tree.is_damaged(name) for one in packages]
+        found = together(tasks, lambda: None, processors())
+        return [one.name for one, damaged in zip(packages, found, strict=True) if damaged]
+
+    def _install(self, packages: Sequence[LockedPackage], anew: Sequence[str] = ()) -> None:
         files = {
             Path(WHOLE_LOCK).name: self.image.lock.text,
             Path(MISSING_LOCK).name: partial_lock(packages),
         }
         above = Bind(self._cache, str(Path(VENV).parent), writable=True)
         with self.workshop.scratch() as scratch:
-            self.workshop.run_in(self.base, install_script(self.image), scratch, files, above)
+            self.workshop.run_in(self.base, install_script(self.image, anew), scratch, files, above)
 
     def _keep(self, missing: Sequence[Wanted], tree: Tree, farms: Path) -> set[Wanted]:
         ready = {layer: paths for layer in missing if (paths := self._paths(layer, tree)) is not None}
@@ -243,13 +265,21 @@ class Tree:
         paths |= {found for path in paths if (found := bytecode_of(path, self._python))}
         return tuple(sorted(path for path in paths if os.path.lexists(self._venv / path)))
 
+    def is_damaged(self, name: str) -> bool:
+        """Whether a file that no other package has overwritten is not the one in the package's RECORD."""
+        own = (file for file in self._owned.get(name, ()) if file.digest and file.path not in self._shared)
+        return not all(self._is_as_recorded(file) for file in own)
+
     def _is_as_recorded(self, file: Owned) -> bool:
         name, _, wanted = file.digest.partition("=")
         path = self._venv / file.path
         if name not in hashlib.algorithms_guaranteed or not path.is_file():
             return not file.digest
-        found = hashlib.new(name, path.read_bytes()).digest()
-        return base64.urlsafe_b64encode(found).rstrip(b"=").decode() == wanted
+        digest = hashlib.new(name)
+        with path.open("rb") as stream:
+            while chunk := stream.read(CHUNK):
+                digest.update(chunk)
+        return base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode() == wanted
 
     def farm(self, paths: Iterable[str], root: Path) -> Path:
         """A tree of hard links to these files, where they will be in the image."""

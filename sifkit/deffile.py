@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from shlex import quote
 
 from typing_extensions import assert_never
@@ -305,10 +305,11 @@ def _python(image: Image) -> str:
 rm -rf {VENV}/uv.lock /root/.cache"""
 
 
-def install_script(image: Image) -> str:
+def install_script(image: Image, anew: Sequence[str] = ()) -> str:
     """Shell text that installs MISSING_LOCK, a part of the lock, into an empty VENV in a container of the base.
 
-    The cache is bound at the directory above VENV: within one mount, uv makes hard links in place of copies.
+    The cache is bound at the directory above VENV: within one mount, uv makes hard links in place of copies. `anew`:
+    packages that uv keeps, but damaged, so that it must load them again.
     """
     site_packages = f"{VENV}/lib/python{image.spec.python}/site-packages"
     return f"""\
@@ -319,6 +320,7 @@ export HOME={HOST_DIR} TMPDIR={HOST_DIR}
 {_venv_with_uv(image, WHOLE_LOCK)}
 export UV_CACHE_DIR={posixpath.dirname(VENV)}/uv UV_LINK_MODE=hardlink
 {VENV}/bin/python -m compileall -q -f --invalidation-mode unchecked-hash {site_packages}/pip
+{f"{VENV}/bin/uv cache clean {' '.join(map(quote, anew))}" if anew else "# all that uv keeps is used"}
 {_UV_INSTALL} --no-deps --compile-bytecode{_torch_backend(image)} \\
     --build-constraints {WHOLE_LOCK} -r {MISSING_LOCK}
 rm {VENV}/uv.lock
@@ -330,8 +332,12 @@ def _venv_with_uv(image: Image, lock: str) -> str:
 export PIP_CACHE_DIR={HOST_DIR}/pip UV_CACHE_DIR={HOST_DIR}/uv UV_LINK_MODE=copy PYC_INVALIDATION_MODE=UNCHECKED_HASH
 python{image.spec.python} -m venv {VENV}
 grep -A1 '^uv==' {lock} > {VENV}/uv.lock
-{VENV}/bin/pip install --quiet --disable-pip-version-check --no-compile --require-hashes --only-binary :all: \\
-    -r {VENV}/uv.lock"""
+install_uv() {{
+    {VENV}/bin/pip install --quiet --disable-pip-version-check --no-compile --require-hashes --only-binary :all: \\
+        -r {VENV}/uv.lock
+}}
+# pip does not load a file again whose copy in its cache is damaged.
+install_uv || {{ {VENV}/bin/pip cache purge; install_uv; }}"""
 
 
 def _python_in_environment(image: Image) -> str:

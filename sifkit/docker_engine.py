@@ -25,12 +25,11 @@ from docker.types import Mount
 from requests.exceptions import RequestException
 
 from sifkit import __version__
-from sifkit.layers import SQUASH
 from sifkit.assemble import join
 from sifkit.deffile import HOST_DIR, IMAGE_DIR
 from sifkit.dockerfile import Parts, parts_of
 from sifkit.errors import CommandFailed, HostError
-from sifkit.layers import TIME
+from sifkit.layers import SQUASH, TIME
 from sifkit.model import Image, digest_of
 from sifkit.run import TAIL_LINES, Command
 from sifkit.squash import Source

@@ -75,8 +75,12 @@ RUN ["/bin/sh", "-exc", "\
     export PIP_CACHE_DIR=/var/cache/sifkit/pip UV_CACHE_DIR=/var/cache/sifkit/uv UV_LINK_MODE=copy PYC_INVALIDATION_MODE=UNCHECKED_HASH\n\
     python3.13 -m venv /opt/venv\n\
     grep -A1 '^uv==' /opt/sifkit/requirements.lock > /opt/venv/uv.lock\n\
-    /opt/venv/bin/pip install --quiet --disable-pip-version-check --no-compile --require-hashes --only-binary :all: \
-        -r /opt/venv/uv.lock\n\
+    install_uv() {\n\
+        /opt/venv/bin/pip install --quiet --disable-pip-version-check --no-compile --require-hashes --only-binary :all: \
+            -r /opt/venv/uv.lock\n\
+    }\n\
+    # pip does not load a file again whose copy in its cache is damaged.
+    install_uv || { /opt/venv/bin/pip cache purge; install_uv; }\n\
     /opt/venv/bin/uv pip install --python /opt/venv/bin/python --require-hashes --compile-bytecode \
         --build-constraints /opt/sifkit/requirements.lock \
         -r /opt/sifkit/requirements.lock\n\

@@ -6,10 +6,15 @@ export HOME=/var/cache/sifkit TMPDIR=/var/cache/sifkit
 export PIP_CACHE_DIR=/var/cache/sifkit/pip UV_CACHE_DIR=/var/cache/sifkit/uv UV_LINK_MODE=copy PYC_INVALIDATION_MODE=UNCHECKED_HASH
 python3.13 -m venv /opt/venv
 grep -A1 '^uv==' /var/cache/sifkit/requirements.lock > /opt/venv/uv.lock
-/opt/venv/bin/pip install --quiet --disable-pip-version-check --no-compile --require-hashes --only-binary :all: \
-    -r /opt/venv/uv.lock
+install_uv() {
+    /opt/venv/bin/pip install --quiet --disable-pip-version-check --no-compile --require-hashes --only-binary :all: \
+        -r /opt/venv/uv.lock
+}
+# pip does not load a file again whose copy in its cache is damaged.
+install_uv || { /opt/venv/bin/pip cache purge; install_uv; }
 export UV_CACHE_DIR=/opt/uv UV_LINK_MODE=hardlink
 /opt/venv/bin/python -m compileall -q -f --invalidation-mode unchecked-hash /opt/venv/lib/python3.13/site-packages/pip
+# all that uv keeps is used
 /opt/venv/bin/uv pip install --python /opt/venv/bin/python --require-hashes --no-deps --compile-bytecode \
     --build-constraints /var/cache/sifkit/requirements.lock -r /var/cache/sifkit/missing.lock
 rm /opt/venv/uv.lock
