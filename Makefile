@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 IMAGE  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv apptainer slurm docker sif verify test test-fast check goldens schema rules compat matrix resolvers bench bench-gpu clean
+.PHONY: help venv apptainer slurm docker sif verify test test-fast test-nightly check goldens schema rules compat matrix resolvers bench bench-gpu clean
 
 help:            ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -35,6 +35,9 @@ test: venv apptainer slurm docker ## every test, the real default image included
 
 test-fast: venv  ## tests that need seconds and no Apptainer
 	@$(BIN)/python -m pytest -m "not apptainer and not index and not image and not gpu and not slurm and not docker" $(PYTEST_OPTIONS)
+
+test-nightly: venv apptainer ## builds killed at 50 random moments, each followed by one that must recover
+	@SIFKIT_KILLS=50 $(BIN)/python -m pytest tests/faults/test_kills.py $(PYTEST_OPTIONS)
 
 check: venv      ## lint, types, import contract
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+REMOVALS = 50
 GRACE_SECONDS = 20.0  # Apptainer removes its sandbox on SIGTERM; an 8 GB tree takes seconds
 
 
@@ -125,7 +126,16 @@ def _descendants(root: int) -> list[int]:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or tree; files of mapped users (a rootless build that was killed) need their namespace."""
+    """Remove a file or tree; again while a program of another supervisor still writes into it."""
+    for _ in range(REMOVALS):
+        _remove_once(path)
+        if not path.exists():
+            return
+        time.sleep(0.1)
+
+
+def _remove_once(path: Path) -> None:
+    """Files of mapped users (a rootless build that was killed) need their namespace."""
     if path.is_file():
         path.unlink()
         return

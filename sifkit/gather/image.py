@@ -177,7 +177,10 @@ def ask(image: Path, apptainer: Apptainer, binds: tuple[Bind, ...] = ()) -> str:
     from sifkit.apptainer import Bind, Exec
     from sifkit.verify.container import IN_LIBRARIES, IN_PROBES, IN_WORK
 
-    with tempfile.TemporaryDirectory(prefix="sifkit-facts-", dir=apptainer.runner.environ.get("TMPDIR")) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="sifkit-facts-", dir=apptainer.runner.environ.get("TMPDIR")) as folder,
+        apptainer.runner.removing(Path(folder)),  # a build that is killed here leaves nothing either
+    ):
         work = Path(folder)
         ours = (
             Bind(_PROBES, IN_PROBES),
