@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ from sifkit.resolve import HostBases, resolution, resolve_base
 from sifkit.run import Runner
 
 TABLES = load_tables()
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs have it, and their children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FakeTool = Callable[[str, str], Path]
 
