@@ -42,6 +42,7 @@ from sifkit.layers import (
     site_packages,
     toolkit_links,
     wanted_layers,
+    with_time_of_source,
 )
 from sifkit.model import Image, LockedPackage, Scratch
 from sifkit.provenance import inspect_metadata_of, objects_of
@@ -243,6 +244,7 @@ class Tree:
         records = {package_of(info.parent.name): info.read_text(encoding="utf-8") for info in infos}
         self._owned = {name: owned(record, python) for name, record in records.items()}
         self._shared = shared(self._owned)
+        self._recorded = {file.path for each in self._owned.values() for file in each}
 
     def package(self, name: str) -> tuple[str, ...] | None:
         """The paths of a package with its bytecode; None where it is absent, or another has overwritten a file."""
@@ -289,7 +291,18 @@ class Tree:
             if target.parent not in made:
                 _make_directories(target.parent, root, made)
             os.link(self._venv / path, target, follow_symlinks=False)
+            if path.endswith(".pyc") and path not in self._recorded:
+                _date(target)
         return root
+
+
+def _date(bytecode: Path) -> None:
+    """Make bytecode that was compiled here valid for the time that sources have in an image."""
+    with bytecode.open("r+b") as file:
+        header = file.read(16)
+        if len(header) == 16:
+            file.seek(0)
+            file.write(with_time_of_source(header, TIME))
 
 
 def _make_directories(directory: Path, root: Path, made: set[Path]) -> None:

@@ -319,6 +319,7 @@ umask 022
 export HOME={HOST_DIR} TMPDIR={HOST_DIR}
 {_venv_with_uv(image, WHOLE_LOCK)}
 export UV_CACHE_DIR={posixpath.dirname(VENV)}/uv UV_LINK_MODE=hardlink
+unset PYC_INVALIDATION_MODE # each layer's bytecode gets the time that its sources have in an image
 {VENV}/bin/python -m compileall -q -f --invalidation-mode unchecked-hash {site_packages}/pip
 {f"{VENV}/bin/uv cache clean {' '.join(map(quote, anew))}" if anew else "# all that uv keeps is used"}
 {_UV_INSTALL} --no-deps --compile-bytecode{_torch_backend(image)} \\

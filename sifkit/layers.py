@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import posixpath
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from packaging.utils import canonicalize_name
 from sifkit.deffile import CUDA_HOME, VENV
 from sifkit.model import Image, LockedPackage, digest_of
 
-LAYOUT = 1  # raise it when layers or images of the same recipe would hold other bytes
+LAYOUT = 2  # raise it when layers or images of the same recipe would hold other bytes
 TIME = 315532800  # of every file, directory and object in an image: 1980-01-01, the earliest that zip files know
 # How every squashfs here is packed: parts can be joined only if they are packed alike. Against 128K (the default),
 # blocks of 256K save 6 % of an image and cost nothing measurable at import: docs/benchmarks.md.
@@ -103,6 +104,15 @@ def bytecode_of(path: str, python: str) -> str | None:
         return None
     directory, name = posixpath.split(path)
     return f"{directory}/__pycache__/{name[:-3]}.cpython-{python.replace('.', '')}.pyc"
+
+
+def with_time_of_source(header: bytes, time: int) -> bytes:
+    """The 16 bytes at the head of a bytecode file, valid for a source of that time (PEP 552); others as they are.
+
+    Python so takes the bytecode, and compiles anew what somebody binds over a source in the image.
+    """
+    magic, flags, _, size = struct.unpack("<4sIII", header)
+    return header if flags else struct.pack("<4sIII", magic, 0, time, size)
 
 
 def shared(files: Mapping[str, Iterable[Owned]]) -> frozenset[str]:

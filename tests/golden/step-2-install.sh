@@ -13,6 +13,7 @@ install_uv() {
 # pip does not load a file again whose copy in its cache is damaged.
 install_uv || { /opt/venv/bin/pip cache purge; install_uv; }
 export UV_CACHE_DIR=/opt/uv UV_LINK_MODE=hardlink
+unset PYC_INVALIDATION_MODE # each layer's bytecode gets the time that its sources have in an image
 /opt/venv/bin/python -m compileall -q -f --invalidation-mode unchecked-hash /opt/venv/lib/python3.13/site-packages/pip
 # all that uv keeps is used
 /opt/venv/bin/uv pip install --python /opt/venv/bin/python --require-hashes --no-deps --compile-bytecode \

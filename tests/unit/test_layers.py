@@ -5,13 +5,25 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import importlib.util
+import struct
 from pathlib import Path
 
 import pytest
 
 from sifkit.assemble import Tree, final_labels
 from sifkit.deffile import render
-from sifkit.layers import bytecode_of, owned, package_of, partial_lock, shared, toolkit_links, wanted_layers
+from sifkit.layers import (
+    TIME,
+    bytecode_of,
+    owned,
+    package_of,
+    partial_lock,
+    shared,
+    toolkit_links,
+    wanted_layers,
+    with_time_of_source,
+)
 from sifkit.lock import parse_lock
 from sifkit.model import Image, LockedPackage
 from tests.conftest import make_image, make_spec
@@ -83,6 +95,13 @@ def test_names() -> None:
     assert bytecode_of("x/y.py", "3.13") == "x/__pycache__/y.cpython-313.pyc"
     assert bytecode_of("x/y.so", "3.13") is None
     assert shared({"a": owned("p.py,,\n", "3.13"), "b": owned("p.py,,\nq.py,,\n", "3.13")}) == {f"{SITE}/p.py"}
+
+
+def test_bytecode_is_valid_for_the_time_of_sources_in_an_image() -> None:
+    header = importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, 1_700_000_000, 42)
+    assert with_time_of_source(header, TIME) == importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, TIME, 42)
+    unchecked = importlib.util.MAGIC_NUMBER + struct.pack("<IQ", 1, 7)
+    assert with_time_of_source(unchecked, TIME) == unchecked
 
 
 def digest(text: str) -> str:
