@@ -60,7 +60,8 @@ def assemble(image: Image, workshop: Workshop, target: Path, timings: Timings) -
     """Make `target`, an image that is whole but for its facts. Raises `CommandFailed`."""
     base = workshop.base(image, timings)
     layers = Layers(image, base, workshop)
-    with exclusive(layers.directory / ".lock", lambda: say_waiting("its packages", workshop.tools)) as lock:
+    held = workshop.tools.cache / "layers" / ".lock"  # of the cache, wherever layers go: packages are installed there
+    with exclusive(held, lambda: say_waiting("its packages", workshop.tools)) as lock:
         layers.complete(timings, lock)
         with timings.phase("join", workshop.tools.progress, f"join {image.name}"), workshop.scratch() as scratch:
             sources = [base_source(base), *(Source(layers.path(one)) for one in layers.wanted)]
@@ -118,7 +119,7 @@ class Layers:
     @property
     def directory(self) -> Path:
         """Shared by all images; whole layers alone have a final name in it."""
-        return self._cache / "layers"
+        return self.workshop.tools.parts / "layers"
 
     @property
     def _cache(self) -> Path:
@@ -135,6 +136,7 @@ class Layers:
 
     def complete(self, timings: Timings, lock: IO[str]) -> None:
         """Make what is missing or damaged. Only for the holder of the directory's lock."""
+        self.directory.mkdir(parents=True, exist_ok=True)
         missing = self.missing()
         for layer in missing:
             if self.path(layer).exists():
@@ -159,7 +161,7 @@ class Layers:
         """Install all of `missing` at once and make a layer of each that nobody overwrote; returns those."""
         progress = self.workshop.tools.progress
         packages = [layer.package for layer in missing if layer.package]
-        venv, farms = self._cache / Path(VENV).name, self._cache / "farms"
+        venv, farms = self._cache / Path(VENV).name, self._cache / "farms"  # one at a time: /opt/venv has one name
         with self.workshop.tools.runner.removing(venv, farms, lock=lock):
             for leftover in (venv, farms):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -258,7 +260,7 @@ class Tree:
         everything = {
             str(Path(folder, name).relative_to(self._venv))
             for folder, folders, names in os.walk(self._venv)
-            for name in [*names, *(one for one in folders if Path(folder, one).is_symlink())]
+            for name in [*names, *(one for one in folders if _is_leaf(Path(folder, one)))]
         }
         return tuple(sorted(everything - theirs))
 
@@ -290,10 +292,18 @@ class Tree:
             target = root / VENV[1:] / path
             if target.parent not in made:
                 _make_directories(target.parent, root, made)
+            if (self._venv / path).is_dir() and not (self._venv / path).is_symlink():
+                _make_directories(target, root, made)
+                continue
             os.link(self._venv / path, target, follow_symlinks=False)
             if path.endswith(".pyc") and path not in self._recorded:
                 _date(target)
         return root
+
+
+def _is_leaf(directory: Path) -> bool:
+    """A link to a directory, or an empty one: what a list of files would miss."""
+    return directory.is_symlink() or not any(directory.iterdir())
 
 
 def _date(bytecode: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sifkit.deffile import render
 from sifkit.layers import LAYOUT
-from sifkit.model import Image, digest_of
+from sifkit.model import DockerBase, Image, Scratch, digest_of
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,16 @@ class Built:
 
 def recipe_of(image: Image) -> Recipe:
     """What an image of this spec, lock and base would be."""
-    text = "\n".join(line for line in render(image, sifkit_version="VERSION").split("\n") if not _of_site(line))
+    text = render(_on_any_base(image), sifkit_version="VERSION")
     return Recipe(image.spec.digest(), image.lock.digest(), image.base.identity, digest_of([LAYOUT, text]))
 
 
-def _of_site(line: str) -> bool:
-    """How a base is obtained is the site's: its identity counts in place of it."""
-    return line.startswith(("Bootstrap:", "OSVersion:", "MirrorURL:", "From:"))
+def _on_any_base(image: Image) -> Image:
+    """How a base is obtained is the site's: its identity counts in place of it. A tree of the host's is its own."""
+    if isinstance(image.base.source, Scratch):
+        return image
+    source = DockerBase.model_validate({"bootstrap": "docker", "from": "any"})
+    return replace(image, base=replace(image.base, source=source))
 
 
 def reasons_to_build(wanted: Recipe, built: Built | None, on_disk: tuple[int, int] | None) -> tuple[str, ...]:

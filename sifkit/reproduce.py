@@ -91,19 +91,8 @@ def workplace(made: Made, image: Image, tools: Tools, *, fresh: bool) -> Iterato
         project.definitions.mkdir()
         project.spec_path(image.name).write_text(made.spec_text, encoding="utf-8")
         project.lock_path(image.name).write_text(made.lock.text, encoding="utf-8")
-        environ = {**tools.environ, "SIFKIT_CACHE": str(_empty_cache(root, tools))} if fresh else tools.environ
-        yield dataclasses.replace(tools, project=project, environ=environ)
-
-
-def _empty_cache(root: Path, tools: Tools) -> Path:
-    """Nothing that was built is in it; what was downloaded is checked against the lock's hashes anyway."""
-    cache = root / "cache"
-    cache.mkdir()
-    for name in ("uv", "pip"):
-        kept = tools.cache / name
-        kept.mkdir(parents=True, exist_ok=True)
-        (cache / name).symlink_to(kept.absolute())
-    return cache
+        # what was downloaded is checked against the lock's hashes anyway
+        yield dataclasses.replace(tools, project=project, fresh_parts=root / "parts" if fresh else None)
 
 
 # ---------------------------------------------------------------------------------------------- what an image carries

@@ -26,6 +26,7 @@ class Tools:
     runner: Runner
     progress: Progress
     environ: Mapping[str, str]
+    fresh_parts: Path | None = None  # where bases and layers are kept in place of the cache
 
     @property
     def store(self) -> Store:
@@ -34,8 +35,13 @@ class Tools:
 
     @property
     def cache(self) -> Path:
-        """Bases, packages, checkouts."""
+        """Packages, checkouts, bases and layers."""
         return user_cache(self.environ)
+
+    @property
+    def parts(self) -> Path:
+        """Bases and layers, which images are joined from."""
+        return self.fresh_parts or self.cache
 
     @property
     def tables(self) -> Tables:

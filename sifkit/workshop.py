@@ -73,7 +73,7 @@ class Workshop:
     def base(self, image: Image, timings: Timings) -> Path:
         """The operating system with the Debian packages, made once for all images that ask for the same."""
         definition = render_base(image)
-        bases = self.tools.cache / "bases"
+        bases = self.tools.parts / "bases"
         name = f"{image.base.name or image.base.source.bootstrap}-{digest_of([definition, SQUASH])[:16]}.sif"
         target = bases / name
         with exclusive(bases / f".{name}.lock", lambda: say_waiting(name, self.tools)):

@@ -99,13 +99,14 @@ def test_the_rendered_definition_builds_with_plain_apptainer(
     argv = [apptainer.program, "build", *apptainer.privileges.build_flags, "--bind", str(wheelhouse)]
     image = tmp_path / "plain.sif"
     apptainer.runner.run(Command((*argv, str(image), str(definition)), cwd=toy_project))
-    listing = "find /opt /usr/bin -not -path '*/__pycache__*' | sort | sha256sum; dpkg -l | sha256sum"
+    # uv notes in some packages, beside RECORD, when it saw their file
+    listing = "find /opt /usr/bin -not -path '*/__pycache__*' -not -name uv_cache.json | sort; dpkg -l"
     assert inside(apptainer, image, listing) == inside(apptainer, toy_project / "images" / "toy.sif", listing)
     assert inside(apptainer, image, "ls -A /var/cache/sifkit") == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("moment", ["Running post scriptlet", "Creating SIF file"])
+@pytest.mark.parametrize("moment", ["-m venv /opt/venv", "ok: LLaMA-Factory"])
 def test_a_real_build_that_is_stopped_leaves_nothing(toy_project: Path, number: signal.Signals, moment: str) -> None:
     log = toy_project / "build" / "toy.log"
     mounts = Path("/proc/mounts").read_text()

@@ -136,7 +136,7 @@ def test_what_is_there_is_kept_and_what_is_missing_is_installed(
     image = project / "images" / "node.sif"
     seconds = json.loads((project / "images" / "node.json").read_text())["seconds"]
     # No base is made, which would be kept whatever the host holds later.
-    assert set(seconds) == {"build", "test", "facts"}
+    assert set(seconds) == {"build", "test"}
     prefix, kept, replaced, torch, bytecode = inside(apptainer, image, "python", "-c", SHOW).split()
     assert (prefix, kept, replaced, torch) == ("/opt/venv", "1.0", "2.0", "2.9.1+cu128")
     assert inside(apptainer, image, "ls", bytecode) == bytecode

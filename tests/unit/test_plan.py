@@ -7,10 +7,15 @@ import dataclasses
 import pytest
 
 from sifkit.plan import Built, Recipe, reasons_to_build, recipe_of
+from sifkit.resolve import HostBases
 from tests.conftest import make_image, make_spec
 
 RECIPE = Recipe(spec="s", lock="l", base="b", definition="d")
 BUILT = Built(RECIPE, size=10, mtime_ns=20)
+
+
+def test_how_the_site_obtains_a_base_makes_no_image_stale() -> None:
+    assert recipe_of(make_image()) == recipe_of(make_image(host=HostBases()))
 
 
 def test_an_image_that_is_current_needs_nothing() -> None:
