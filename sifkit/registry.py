@@ -1,9 +1,9 @@
 """Registries: names of images, and a client of the HTTP interface that all registries share.
 
 The interface: github.com/opencontainers/distribution-spec, spec.md; how tokens are got:
-distribution.github.io/distribution/spec/auth/token. `Client.request` authenticates, waits and explains; `manifest` and
-`blob` stand on it, as uploads can. Plain http is spoken with this machine, elsewhere only where the user allows it
-(APPTAINER_NOHTTPS, the variable that Apptainer itself asks for).
+distribution.github.io/distribution/spec/auth/token. `Client.request` authenticates, waits and explains; everything else
+stands on it, as uploads do (`sifkit.share.upload`). Plain http is spoken with this machine, elsewhere only where the
+user allows it (APPTAINER_NOHTTPS, the variable that Apptainer itself asks for).
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ LARGEST_MANIFEST = 4 << 20  # bytes, which registries must take and need not exc
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and without a byte
 PATIENCE = 60.0  # seconds that a registry may ask us to wait
 TRIES = 4  # of what fails on the way, or while a registry says "too many requests"
-CHUNK = 1 << 20
+CHUNK = 1 << 17  # bytes; what is lost at most when a connection breaks
+PULL, PUSH = "pull", "pull,push"  # what credentials are asked to allow
 CERTIFICATES = ("/etc/docker/certs.d", "/etc/containers/certs.d")
 
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
@@ -92,6 +93,14 @@ class Reference:
     @property
     def _end(self) -> str:
         return (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+
+
+class Lost(HostError):
+    """The registry does not answer, went away in the middle, or has a fault of its own: worth another try."""
+
+
+class NotTaken(HostError):
+    """The registry takes no manifests of this kind: some know a list of media types, and nothing else."""
 
 
 def sha256_digest(data: bytes) -> str:
@@ -199,14 +208,18 @@ class Client:
 
     def manifest(self, reference: Reference) -> Manifest:
         """The manifest or index of a name, its bytes checked against the digest. Raises with the fix."""
+        return self.find_manifest(reference) or _raise_unknown(reference)
+
+    def find_manifest(self, reference: Reference, *, actions: str = PULL) -> Manifest | None:
+        """The same; None where the registry has no such name."""
         by = reference.digest or reference.tag
         path = f"{reference.repository}/manifests/{by}"
         headers = {"Accept": ", ".join((*INDEXES, *MANIFESTS))}
-        with self.request("GET", path, reference.repository, headers=headers, stream=True) as answer:
+        with self.request("GET", path, reference.repository, actions=actions, headers=headers, stream=True) as answer:
             if answer.status_code == 404:
-                _raise_unknown(reference)
+                return None
             self.require_ok(answer, reference.repository)
-            data = answer.raw.read(LARGEST_MANIFEST + 1, decode_content=True)
+            data = self.read(answer, LARGEST_MANIFEST + 1)
             media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
             said = answer.headers.get("Docker-Content-Digest", "")
         if len(data) > LARGEST_MANIFEST:
@@ -220,22 +233,65 @@ class Client:
             )
         return Manifest(digest, _checked_type(media_type, data, reference), data)
 
+    def put_manifest(self, reference: Reference, manifest: Manifest) -> bool:
+        """Write a manifest or an index under the reference's tag, else its digest, when all that it names is there.
+
+        True where the registry took note of its `subject` by itself: it says so in a header. Raises `NotTaken`.
+        """
+        path = f"{reference.repository}/manifests/{reference.tag or manifest.digest}"
+        headers = {"Content-Type": manifest.media_type}
+        with self.request(
+            "PUT", path, reference.repository, actions=PUSH, headers=headers, data=manifest.data
+        ) as answer:
+            if answer.status_code in (400, 415, 422) and "BLOB_UNKNOWN" not in _said(answer):
+                words = f"{self.registry} takes no {manifest.media_type} in {reference.repository}: {_said(answer)}"
+                raise NotTaken(words, "push to another registry, or ask whoever runs this one to allow its media types")
+            self.require_ok(answer, reference.repository)
+            return "OCI-Subject" in answer.headers
+
+    def has_blob(self, repository: str, digest: str) -> bool:
+        """Whether a repository has a blob; asked by those who push."""
+        path = f"{repository}/blobs/{digest}"
+        with self.request("HEAD", path, repository, actions=PUSH) as answer:
+            return answer.ok
+
     def blob(self, reference: Reference, digest: str, *, offset: int = 0) -> Iterator[bytes]:
-        """The bytes of a blob from `offset` on, in pieces. The caller checks the digest of the whole."""
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        """The bytes of a blob from `offset` on, in pieces. The caller checks the digest of the whole.
+
+        Raises `Lost` where it ends before its end.
+        """
+        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={offset}-"} if offset else {})}
         path = f"{reference.repository}/blobs/{digest}"
         with self.request("GET", path, reference.repository, headers=headers, stream=True) as answer:
             self.require_ok(answer, reference.repository)
             skip = offset if offset and answer.status_code != 206 else 0  # it may send everything again
-            for piece in answer.iter_content(CHUNK):
+            for piece in self._pieces(answer):
                 if skip < len(piece):
                     yield piece[skip:]
                 skip = max(0, skip - len(piece))
 
+    def read(self, answer: requests.Response, most: int) -> bytes:
+        """The content of a streamed answer, as far as `most` bytes. Raises `Lost` where it ends before its end."""
+        data = b""
+        for piece in self._pieces(answer):
+            data += piece
+            if len(data) >= most:
+                break
+        return data[:most]
+
+    def _pieces(self, answer: requests.Response) -> Iterator[bytes]:
+        try:
+            yield from answer.iter_content(CHUNK)
+        except requests.RequestException as error:
+            broke = f"the connection to {self.registry} broke ({type(error).__name__})"
+            raise Lost(broke, "check the network, and try again") from error
+
     def request(
-        self, method: str, path: str, repository: str, *, actions: str = "pull", **options: Any
+        self, method: str, path: str, repository: str, *, actions: str = PULL, **options: Any
     ) -> requests.Response:
         """One request below /v2/, with credentials where they are asked for. A 404 is the caller's to explain.
+
+        `data` that is a file is sent from its beginning, each time that it is sent.
 
         Raises `HostError` where the registry cannot be reached, asks for other credentials, or limits requests.
         """
@@ -247,13 +303,14 @@ class Client:
             self._authorization[scope] = self._authorize(answer, scope)
             answer = self._patiently(method, url, scope, options)
         if answer.status_code in (401, 403):
-            self._raise_refused(answer, repository)
+            self._raise_refused(answer, scope)
         return answer
 
     def require_ok(self, answer: requests.Response, repository: str) -> None:
         """Raises `HostError` with the registry's own words for any answer that is not a success."""
         if not answer.ok:
-            raise HostError(
+            kind = Lost if answer.status_code >= 500 else HostError
+            raise kind(
                 f"{self.registry}: {repository}: HTTP {answer.status_code} {_said(answer)}".rstrip(),
                 "the registry has a fault of its own: try again later",
             )
@@ -287,7 +344,8 @@ class Client:
     def _patiently(self, method: str, url: str, scope: str, options: Mapping[str, Any]) -> requests.Response:
         """Wait as long as a registry asks for, within reason."""
         for left in reversed(range(TRIES)):
-            answer = self._send(method, url, _Authorized(self._authorization.get(scope, "")), options)
+            own = urlsplit(url).netloc == urlsplit(self._base).netloc  # an upload may go on at another host
+            answer = self._send(method, url, _Authorized(self._authorization.get(scope, "") if own else ""), options)
             if answer.status_code != 429:
                 return answer
             seconds = _retry_after(answer)
@@ -299,6 +357,8 @@ class Client:
         raise AssertionError("the loop returns or raises")
 
     def _send(self, method: str, url: str, auth: AuthBase, options: Mapping[str, Any]) -> requests.Response:
+        if hasattr(options.get("data"), "seek"):
+            options["data"].seek(0)
         try:
             return self._session.request(method, url, auth=auth, timeout=TIMEOUT, **options)
         except requests.RequestException as error:
@@ -320,7 +380,7 @@ class Client:
         if "basic" in challenges and known and known.user:
             self._require_private(refused.url)
             return known.basic()
-        return self._raise_refused(refused, scope.split(":")[1])
+        return self._raise_refused(refused, scope)
 
     def _token(self, challenge: Mapping[str, str], scope: str) -> str:
         realm, known = challenge.get("realm", ""), self._credentials()
@@ -335,7 +395,7 @@ class Client:
             url = f"{realm}{'&' if '?' in realm else '?'}{urlencode({**query, 'scope': scope})}"
             answer = self._patiently_for_token(url, known)
         if not answer.ok:
-            self._raise_refused(answer, scope.split(":")[1])
+            self._raise_refused(answer, scope)
         try:
             told = answer.json()
             return str(told.get("token") or told["access_token"])
@@ -362,8 +422,10 @@ class Client:
 
     # ------------------------------------------------------------------------------------------ errors
 
-    def _raise_refused(self, answer: requests.Response, repository: str) -> NoReturn:
+    def _raise_refused(self, answer: requests.Response, scope: str) -> NoReturn:
         self._credentials()
+        _, repository, actions = scope.split(":")
+        may = "write to" if actions == PUSH else "read"
         found = self._found or Found(None, ())
         login = f"docker login {self.registry}, or apptainer registry login --username NAME docker://{self.registry}"
         words = _said(answer)
@@ -371,7 +433,7 @@ class Client:
             raise HostError(
                 f"{self.registry} refuses {repository} to the user of {found.credentials.source}: "
                 f"HTTP {answer.status_code} {words}".rstrip(),
-                f"check that the account may read it and that the password is current: {login}",
+                f"check that the account may {may} it and that the password is current: {login}",
             )
         looked = "".join(f"\n  {fault}" for fault in found.faults) + f"\n  looked in {', '.join(found.looked)}"
         raise HostError(
@@ -420,9 +482,9 @@ def unreachable(registry: str, error: requests.RequestException) -> SifkitError:
         )
     if isinstance(error, requests.exceptions.ProxyError):
         return HostError(f"{registry} cannot be reached through the proxy: {text}", "correct https_proxy or no_proxy")
-    kind = "no such host" if re.search(r"[Nn]ame or service|resolve|getaddrinfo", text) else "does not answer"
-    return HostError(
-        f"{registry} cannot be reached: {host} {kind} ({type(error).__name__})",
+    fault = "no such host" if re.search(r"[Nn]ame or service|resolve|getaddrinfo", text) else "does not answer"
+    return Lost(
+        f"{registry} cannot be reached: {host} {fault} ({type(error).__name__})",
         "check name, port and network; "
         "behind a firewall set https_proxy, or name a mirror in the site file: bases.NAME.from",
     )

@@ -73,9 +73,8 @@ class Workshop:
     def base(self, image: Image, timings: Timings) -> Path:
         """The operating system with the Debian packages, made once for all images that ask for the same."""
         definition = render_base(image)
-        bases = self.tools.parts / "bases"
-        name = f"{image.base.name or image.base.source.bootstrap}-{digest_of([definition, SQUASH])[:16]}.sif"
-        target = bases / name
+        target = base_path(image, self.tools.parts)
+        bases, name = target.parent, target.name
         with exclusive(bases / f".{name}.lock", lambda: say_waiting(name, self.tools)):
             if kept.is_whole(target):
                 return target
@@ -89,6 +88,12 @@ class Workshop:
                 self.apptainer_build(definition, partial)
                 kept.keep(partial, target)
         return target
+
+
+def base_path(image: Image, parts: Path) -> Path:
+    """Where the base of an image is kept: its name holds all that it depends on."""
+    name = image.base.name or image.base.source.bootstrap
+    return parts / "bases" / f"{name}-{digest_of([render_base(image), SQUASH])[:16]}.sif"
 
 
 def fresh_log(project: Project, name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from sifkit import __version__, checking, deffile, dockerfile, execute, listing, stamp
+from sifkit import offline as offline_builds
 from sifkit import sign as signatures
 from sifkit import verify as verification
 from sifkit.apptainer import Apptainer
@@ -33,6 +35,14 @@ from sifkit.verify.smoke import Method, default_config
 Engine = Literal["apptainer", "docker"]
 
 
+@dataclass(frozen=True)
+class _Way:
+    """By what images are built, and whether from the cache alone."""
+
+    engine: Engine
+    offline: bool
+
+
 def build(
     images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]…", help=f"default: {DEFAULT_IMAGE}")] = None,
     list_: Annotated[bool, typer.Option("--list", help="images, pins and state; build nothing")] = False,
@@ -42,6 +52,7 @@ def build(
         bool, typer.Option("--buildkit", help="with --render --engine docker: keep packages in BuildKit's caches")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="build even what is current")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="from the cache alone; say what it lacks")] = False,
     no_check: Annotated[bool, typer.Option("--no-check", help="do not ask the compatibility tables")] = False,
     sign: Annotated[bool, typer.Option("--sign", help="sign with a key of Apptainer's keyring")] = False,
     key: Annotated[
@@ -68,6 +79,7 @@ def build(
     if not verify and wishes != stamp.Wishes("gpu"):
         raise UsageError("an option of --verify without it", "add --verify, or leave the option out")
     _require_engine_used(engine, render=render, list_=list_, buildkit=buildkit)
+    _require_something_built(offline, engine, nothing=list_ or render)
     if key and not sign:
         raise UsageError("--key without --sign", "add --sign, or leave the option out")
     if sign and (list_ or render):
@@ -89,11 +101,11 @@ def build(
             force=force,
             checked=not no_check,
             signing=signing,
-            engine=engine,
+            how=_Way(engine, offline),
             as_json=json_,
         )
     else:
-        steps = _build(names, tools, force=force, checked=not no_check, signing=signing, engine=engine)
+        steps = _build(names, tools, force=force, checked=not no_check, signing=signing, how=_Way(engine, offline))
         _print_built(steps, tools, json_)
 
 
@@ -104,6 +116,12 @@ def _require_engine_used(engine: Engine, *, render: bool, list_: bool, buildkit:
         raise UsageError("--list builds nothing", "leave out --engine")
 
 
+def _require_something_built(offline: bool, engine: Engine, *, nothing: bool) -> None:
+    if offline and (nothing or engine == "docker"):
+        what = "--list and --render" if nothing else "--engine docker"
+        raise UsageError("--offline is a way of building with Apptainer", f"leave it out, or {what}")
+
+
 def _build(
     names: list[str],
     tools: Tools,
@@ -111,10 +129,15 @@ def _build(
     force: bool,
     checked: bool,
     signing: signatures.SigningKey | None,
-    engine: Engine,
+    how: _Way,
+    checkouts: bool = False,
 ) -> list[execute.Step]:
-    """Build what is stale, and sign what the key did not sign yet."""
-    if engine == "docker":
+    """Build what is stale, and sign what the key did not sign yet. `checkouts`: a verification takes the cache's."""
+    if how.offline:
+        steps = offline_builds.build_all(
+            names, tools, force=force, checked=checked, signing=signing, checkouts=checkouts
+        )
+    elif how.engine == "docker":
         from sifkit.docker_engine import DockerEngine  # here: the SDK takes a third of a second
 
         assembler = DockerEngine.find(tools.environ).assemble
@@ -174,7 +197,7 @@ def _verify(
     force: bool,
     checked: bool,
     signing: signatures.SigningKey | None,
-    engine: Engine,
+    how: _Way,
     as_json: bool,
 ) -> None:
     if wishes.report and len(names) > 1:
@@ -183,7 +206,7 @@ def _verify(
     for name in ours:
         load_spec(tools.project, name)  # a name that nobody knows is said before a GPU that is missing
     stamp.require(wishes)
-    _build(ours, tools, force=force, checked=checked, signing=signing, engine=engine)
+    _build(ours, tools, force=force, checked=checked, signing=signing, how=how, checkouts=wishes.checkout is None)
     reports = [_verify_one(name, tools, wishes, checked=checked, as_json=as_json) for name in names]
     if as_json:
         print_json([as_json_report(report) for report in reports])
