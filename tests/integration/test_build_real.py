@@ -18,6 +18,7 @@ from sifkit.apptainer import Apptainer, Exec, Privileges
 from sifkit.cli import main
 from sifkit.errors import Exit
 from sifkit.run import Command, Runner
+from sifkit.site import user_cache
 from sifkit.store import sha256_of
 from tests.integration import toy
 
@@ -107,7 +108,14 @@ def test_the_rendered_definition_builds_with_plain_apptainer(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("moment", ["-m venv /opt/venv", "ok: LLaMA-Factory"])
-def test_a_real_build_that_is_stopped_leaves_nothing(toy_project: Path, number: signal.Signals, moment: str) -> None:
+def test_a_real_build_that_is_stopped_leaves_nothing(
+    toy_project: Path, number: signal.Signals, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases = user_cache(os.environ) / "bases"
+    bases.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("SIFKIT_CACHE", str(tmp_path / "cache"))  # without layers, so that there is something to install
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "bases").symlink_to(bases.absolute())
     log = toy_project / "build" / "toy.log"
     mounts = Path("/proc/mounts").read_text()
     argv = [sys.executable, "-m", "sifkit", "build", "--project", str(toy_project), "toy"]
