@@ -98,6 +98,7 @@ def test_an_image_built_again_without_any_cache_is_the_same_file(
     capsys.readouterr()
     code = main(["reproduce", "--project", str(project), "toy", "--fresh", "--json"])
     told = json.loads(capsys.readouterr().out)
-    assert (code, told["identical"], told["files"], told["objects"]) == (Exit.OK, True, [], [])
+    assert (told["files"], told["objects"]) == ([], [])
+    assert (code, told["identical"]) == (Exit.OK, True)
     assert told["sha256"] == told["rebuilt_sha256"]
     assert list((tmp_path / "tmp").iterdir()) == []
