@@ -20,6 +20,7 @@ from sifkit.layers import TIME
 from sifkit.provenance import parse_debian_packages
 from sifkit.run import Command
 from sifkit.sifwrite import partition
+from sifkit.site import user_cache
 from sifkit.squash import Source, listing, read_file
 from tests.conftest import make_image, make_spec
 from tests.integration import toy
@@ -91,6 +92,12 @@ def test_an_image_built_again_without_any_cache_is_the_same_file(
 ) -> None:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    bases = user_cache(os.environ) / "bases"
+    bases.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "bases").symlink_to(bases.absolute())
+    # without layers that other tests made from an index: uv's files differ from those made from a directory of wheels
+    monkeypatch.setenv("SIFKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SIFKIT_SITE", str(tmp_path / "project" / "site.yaml"))
     project = toy.make_project(tmp_path / "project", toy.make_wheelhouse(tmp_path / "wheels"))
     assert main(["lock", "--project", str(project)]) == Exit.OK
