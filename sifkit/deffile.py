@@ -324,6 +324,11 @@ unset PYC_INVALIDATION_MODE # each layer's bytecode gets the time that its sourc
 {f"{VENV}/bin/uv cache clean {' '.join(map(quote, anew))}" if anew else "# all that uv keeps is used"}
 {_UV_INSTALL} --no-deps --compile-bytecode{_torch_backend(image)} \\
     --build-constraints {WHOLE_LOCK} -r {MISSING_LOCK}
+# Of wheels that are files of the host, uv notes when it saw them; an image holds no times.
+grep -l '^[^/]*/uv_cache.json,' {site_packages}/*.dist-info/RECORD | while read -r record; do
+    sed -i '/uv_cache.json,/d' "$record"
+    rm "${{record%RECORD}}uv_cache.json"
+done
 rm {VENV}/uv.lock
 """
 

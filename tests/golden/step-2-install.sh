@@ -18,4 +18,9 @@ unset PYC_INVALIDATION_MODE # each layer's bytecode gets the time that its sourc
 # all that uv keeps is used
 /opt/venv/bin/uv pip install --python /opt/venv/bin/python --require-hashes --no-deps --compile-bytecode \
     --build-constraints /var/cache/sifkit/requirements.lock -r /var/cache/sifkit/missing.lock
+# Of wheels that are files of the host, uv notes when it saw them; an image holds no times.
+grep -l '^[^/]*/uv_cache.json,' /opt/venv/lib/python3.13/site-packages/*.dist-info/RECORD | while read -r record; do
+    sed -i '/uv_cache.json,/d' "$record"
+    rm "${record%RECORD}uv_cache.json"
+done
 rm /opt/venv/uv.lock
