@@ -51,8 +51,8 @@ from sifkit.sif import DEFINITION
 from sifkit.sifwrite import NewObject, append_object, partition, write_sif
 from sifkit.squash import NotJoinable, Source, listing, read_file
 from sifkit.store import CHUNK, exclusive
+from sifkit.together import processors, together
 from sifkit.tools import Timings, Tools
-from sifkit.verify.together import processors, together
 from sifkit.workshop import Workshop, say_waiting
 
 
@@ -64,8 +64,7 @@ def assemble(image: Image, workshop: Workshop, target: Path, timings: Timings) -
     with exclusive(held, lambda: say_waiting("its packages", workshop.tools)) as lock:
         layers.complete(timings, lock)
         with timings.phase("join", workshop.tools.progress, f"join {image.name}"), workshop.scratch() as scratch:
-            sources = [base_source(base), *(Source(layers.path(one)) for one in layers.wanted)]
-            join(image, sources, workshop, scratch, target)
+            join(image, layers.sources, workshop, scratch, target)
 
 
 def join(image: Image, sources: Sequence[Source], workshop: Workshop, scratch: Path, target: Path) -> None:
@@ -129,6 +128,11 @@ class Layers:
     def wanted(self) -> tuple[Wanted, ...]:
         """All, in the order of joining."""
         return wanted_layers(self.image, self.base.stem)
+
+    @property
+    def sources(self) -> list[Source]:
+        """The base and all layers, in the order of joining."""
+        return [base_source(self.base), *(Source(self.path(layer)) for layer in self.wanted)]
 
     def path(self, layer: Wanted) -> Path:
         """Of a layer in the cache; the name is for people, too."""
@@ -231,9 +235,13 @@ class Layers:
 def squash_command(tree: Path, target: Path) -> Command:
     """A squashfs whose bytes depend on the files alone, packed as Apptainer is told to."""
     times = ("-mkfs-time", str(TIME), "-all-time", str(TIME))
-    packing = (*SQUASH, "-processors", str(processors()))
-    plain = ("-noappend", "-all-root", "-no-xattrs", "-no-progress", "-quiet")
-    return Command(("mksquashfs", str(tree), str(target), *packing, *times, *plain), remove_on_failure=(target,))
+    argv = ("mksquashfs", str(tree), str(target), "-noappend", *squash_options(), *times)
+    return Command(argv, remove_on_failure=(target,))
+
+
+def squash_options() -> tuple[str, ...]:
+    """How a part of an image is packed, by mksquashfs and by sqfstar."""
+    return (*SQUASH, "-processors", str(processors()), "-all-root", "-no-xattrs", "-no-progress", "-quiet")
 
 
 class Tree:

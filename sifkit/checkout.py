@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO
 
 from sifkit.errors import CommandFailed, HostError, ProblemFound, SifkitError, UsageError
+from sifkit.model import Site
 from sifkit.progress import Progress
 from sifkit.run import Command, Runner
 
@@ -71,6 +72,13 @@ class Sources:
         if environ.get("SSL_CERT_FILE") and "REQUESTS_CA_BUNDLE" not in environ:
             pip_env.setdefault("PIP_CERT", environ["SSL_CERT_FILE"])  # pip < 24.2 does not read SSL_CERT_FILE
         return cls(wheelhouse, environ.get("SIFKIT_LLAMAFACTORY_GIT", LLAMAFACTORY_GIT), pip_env)
+
+    @classmethod
+    def of_site(cls, site: Site, environ: Mapping[str, str]) -> Sources:
+        """The site's wheelhouse and package index before the user's own, and git hosting."""
+        index = site.python_index
+        wheelhouse = Path(index.wheelhouse) if index.wheelhouse else None
+        return cls.from_environ(environ, wheelhouse=wheelhouse, index_url=index.url)
 
 
 # ---------------------------------------------------------------------------------------------- reading

@@ -10,40 +10,14 @@ import json
 import platform as platform_
 import socket
 from collections.abc import Mapping
-from dataclasses import replace
 
 from sifkit.errors import SifkitError, UsageError
-from sifkit.lock import base_of
-from sifkit.model import Base, DockerBase, ImageBase, Lock
-from sifkit.registry import INDEXES, Client, Manifest, Reference, Settings, sha256_digest
+from sifkit.reference import Reference
+from sifkit.registry import INDEXES, Client, Manifest, Settings, sha256_digest
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le"}
 SOCKET = "/var/run/docker.sock"
 LARGEST_CONFIG = 4 << 20
-
-
-def reference_of(source: Base) -> Reference | None:
-    """The name of a docker base that stands under a tag; None for what needs no digest."""
-    if not isinstance(source, DockerBase):
-        return None
-    reference = Reference.parse(source.from_)
-    return None if reference.digest else reference
-
-
-def pinned(base: ImageBase, lock: Lock) -> ImageBase:
-    """The base by the digest that the lock has for its name; as it is, where the lock has none for it.
-
-    A name with both a tag and a digest loses its tag, which Apptainer does not take beside a digest.
-    """
-    source = base.source
-    if not isinstance(source, DockerBase):
-        return base
-    reference = Reference.parse(source.from_)
-    locked = base_of(lock.text)
-    digest = reference.digest or (locked.digest if locked and locked.name == str(reference) else "")
-    if not digest:
-        return base
-    return replace(base, source=source.model_copy(update={"from_": reference.at(digest).short}))
 
 
 def resolve(reference: Reference, settings: Settings, *, architecture: str | None = None) -> str:

@@ -25,16 +25,15 @@ from docker.types import Mount
 from requests.exceptions import RequestException
 
 from sifkit import __version__
-from sifkit.assemble import join
+from sifkit.assemble import join, squash_options
 from sifkit.deffile import HOST_DIR, IMAGE_DIR
 from sifkit.dockerfile import Parts, parts_of
 from sifkit.errors import CommandFailed, HostError
-from sifkit.layers import SQUASH, TIME
+from sifkit.layers import TIME
 from sifkit.model import Image, digest_of
 from sifkit.run import TAIL_LINES, Command
 from sifkit.squash import Source
 from sifkit.tools import Timings
-from sifkit.verify.together import processors
 from sifkit.workshop import Workshop
 
 CACHES = ("uv", "pip")  # volumes sifkit-uv and sifkit-pip
@@ -251,9 +250,7 @@ class _Build:
 
 def sqfstar_command(archive: Path, target: Path) -> Command:
     """A squashfs of a tar, compressed and cut as the other parts of an image; without what Docker puts into all."""
-    packing = (*SQUASH, "-processors", str(processors()))
-    plain = ("-all-root", "-no-xattrs", "-no-progress", "-quiet")
-    argv = ("sqfstar", *packing, *plain, str(target), ".dockerenv", "dev/*")
+    argv = ("sqfstar", *squash_options(), str(target), ".dockerenv", "dev/*")
     return Command(("sh", "-c", 'archive=$1; shift; exec "$@" < "$archive"', "sh", str(archive), *argv))
 
 

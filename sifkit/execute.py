@@ -15,7 +15,6 @@ from sifkit.compat.check import check
 from sifkit.compat.findings import Finding, Target
 from sifkit.compat.gate import require_fit, say
 from sifkit.deffile import labels, needs_whole_build, render
-from sifkit.digests import pinned
 from sifkit.environment import read_environment, require_unchanged, require_usable
 from sifkit.errors import CommandFailed
 from sifkit.gather.image import ask, write_into
@@ -23,12 +22,13 @@ from sifkit.host import Room, check_cache_room, check_images_room, choose_tmpdir
 from sifkit.lock import current_lock
 from sifkit.model import Image, ImageSpec, Lock, Scratch
 from sifkit.plan import Recipe, reasons_to_build, recipe_of
+from sifkit.reference import pinned
 from sifkit.resolve import resolution, resolve_base
 from sifkit.sign import SigningKey, sign
 from sifkit.spec import load_spec
 from sifkit.store import Manifest, exclusive, sha256_of
+from sifkit.together import together
 from sifkit.tools import Timings, Tools
-from sifkit.verify.together import together
 from sifkit.workshop import Workshop, fresh_log, say_waiting
 
 Assembler = Callable[[Image, Workshop, Path, Timings], None]  # makes an image that is whole but for its facts
@@ -96,18 +96,28 @@ def build_all(
     for image in images if checked else ():
         require_fits(image.spec, image.lock, tools)
     steps = [make_step(image, tools, force=force) for image in images]
-    for step in steps:
-        if not step.reasons:
-            tools.progress.note(f"{step.image.name}: up to date ({tools.store.sif(step.image.name)})")
+    say_current(steps, tools)
     for step in steps:
         if step.reasons:
             require_environment(step.image, tools)
-    if any(step.reasons for step in steps):
-        apptainer = Apptainer.find(tools.runner)
-        for step in steps:
-            if step.reasons:
-                build(step, tools, apptainer, How(force, signing, assembler))
+    build_stale(steps, tools, How(force, signing, assembler))
     return steps
+
+
+def say_current(steps: Sequence[Step], tools: Tools) -> None:
+    """Which images need nothing."""
+    for step in steps:
+        if not step.reasons:
+            tools.progress.note(f"{step.image.name}: up to date ({tools.store.sif(step.image.name)})")
+
+
+def build_stale(steps: Sequence[Step], tools: Tools, how: How) -> None:
+    """Build those that have reasons; without any, Apptainer need not be here."""
+    stale = [step for step in steps if step.reasons]
+    if stale:
+        apptainer = Apptainer.find(tools.runner)
+        for step in stale:
+            build(step, tools, apptainer, how)
 
 
 def require_environment(image: Image, tools: Tools) -> None:

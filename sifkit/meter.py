@@ -1,4 +1,4 @@
-"""How far a transfer is, for a person."""
+"""How far a transfer or a long copy is, for a person."""
 
 from __future__ import annotations
 

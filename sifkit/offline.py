@@ -15,17 +15,16 @@ from pydantic import ValidationError
 
 from sifkit import execute, kept
 from sifkit.apptainer import Apptainer
-from sifkit.assemble import Layers, base_source, join
+from sifkit.assemble import Layers, join
 from sifkit.deffile import needs_whole_build
-from sifkit.digests import pinned
 from sifkit.errors import HostError, UsageError
 from sifkit.host import host_bases
 from sifkit.lock import base_of, current_lock
 from sifkit.model import Base, DockerBase, Image, ImageBase, ImageSpec, Lock, OneWord, Strict
+from sifkit.reference import pinned
 from sifkit.resolve import resolution, resolve_base
 from sifkit.sign import SigningKey
 from sifkit.spec import load_spec
-from sifkit.squash import Source
 from sifkit.store import exclusive
 from sifkit.tools import Timings, Tools
 from sifkit.workshop import Workshop, base_path, say_waiting
@@ -151,11 +150,8 @@ def build_all(
     require_held([held for held, step in zip(found, steps, strict=True) if step.reasons])
     if checkouts:
         require_checkouts([held.image for held in found], tools)
-    for step in steps:
-        if step.reasons:
-            execute.build(step, tools, apptainer, execute.How(force, signing, assemble))
-        else:
-            tools.progress.note(f"{step.image.name}: up to date ({tools.store.sif(step.image.name)})")
+    execute.say_current(steps, tools)
+    execute.build_stale(steps, tools, execute.How(force, signing, assemble))
     return steps
 
 
@@ -195,5 +191,4 @@ def assemble(image: Image, workshop: Workshop, target: Path, timings: Timings) -
             damaged = () if kept.is_whole(base) else (f"the base {base.stem}",)
             require_held([Held(image, (*damaged, *(layer.name for layer in layers.missing())))])
         with timings.phase("join", tools.progress, f"join {image.name}"), workshop.scratch() as scratch:
-            sources = [base_source(base), *(Source(layers.path(one)) for one in layers.wanted)]
-            join(image, sources, workshop, scratch, target)
+            join(image, layers.sources, workshop, scratch, target)

@@ -9,7 +9,6 @@ from pathlib import Path
 from packaging.version import InvalidVersion, Version
 
 from sifkit import checkout as checkouts
-from sifkit import stamp
 from sifkit.apptainer import Apptainer
 from sifkit.errors import ProblemFound, UsageError
 from sifkit.launch import Launch, find_config, plan_launch, read_training
@@ -128,7 +127,7 @@ def enclosing_checkout(start: Path) -> Path | None:
 def _cached_checkout(image: ImageFacts, tools: Tools) -> Path:
     if image.llamafactory is None:
         raise UsageError(f"{image.path} does not say which LLaMA-Factory it holds", "give a checkout: --checkout DIR")
-    sources = stamp.checkout_sources(tools)
+    sources = checkouts.Sources.of_site(tools.site, tools.environ)
     return checkouts.cached(image.llamafactory, tools.cache, tools.runner, tools.progress, sources=sources)
 
 

@@ -1,4 +1,4 @@
-"""Registries: names of images, and a client of the HTTP interface that all registries share.
+"""A client of the HTTP interface that all registries share.
 
 The interface: github.com/opencontainers/distribution-spec, spec.md; how tokens are got:
 distribution.github.io/distribution/spec/auth/token. `Client.request` authenticates, waits and explains; everything else
@@ -15,7 +15,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from urllib3.util.retry import Retry
 from sifkit import credentials
 from sifkit.credentials import DOCKER_HUB, Credentials, Found
 from sifkit.errors import HostError, SifkitError, UsageError
+from sifkit.reference import Reference
 
 INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
@@ -41,58 +42,6 @@ TRIES = 4  # of what fails on the way, or while a registry says "too many reques
 CHUNK = 1 << 17  # bytes; what is lost at most when a connection breaks
 PULL, PUSH = "pull", "pull,push"  # what credentials are asked to allow
 CERTIFICATES = ("/etc/docker/certs.d", "/etc/containers/certs.d")
-
-_COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
-_REFERENCE = re.compile(
-    r"(?:(?P<registry>(?:localhost|[A-Za-z0-9-]*[.:A-Z][A-Za-z0-9.:-]*|\[[0-9a-fA-F:]+\](?::[0-9]+)?))/)?"
-    rf"(?P<repository>{_COMPONENT}(?:/{_COMPONENT})*)"
-    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
-    r"(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
-
-
-# ---------------------------------------------------------------------------------------------- names
-
-
-@dataclass(frozen=True)
-class Reference:
-    """An image's name, whole: `docker.io/library/debian:trixie-slim`."""
-
-    registry: str
-    repository: str
-    tag: str = ""
-    digest: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Reference:
-        """Read a name as Docker does: no registry is Docker Hub, no tag is `latest`. Raises `UsageError`."""
-        found = _REFERENCE.fullmatch(text.removeprefix("docker://").removeprefix("oras://"))
-        if found is None:
-            raise UsageError(f"{text!r} is no image's name", "write REGISTRY/NAME:TAG, as in docker.io/debian:trixie")
-        registry = found["registry"] or DOCKER_HUB
-        registry = DOCKER_HUB if registry in ("index.docker.io", "registry-1.docker.io") else registry
-        repository = found["repository"]
-        if registry == DOCKER_HUB and "/" not in repository:
-            repository = f"library/{repository}"
-        tag = found["tag"] or ("" if found["digest"] else "latest")
-        return cls(registry, repository, tag, found["digest"] or "")
-
-    def at(self, digest: str) -> Reference:
-        """The same name by digest, without a tag: nothing that reads definitions takes both."""
-        return replace(self, tag="", digest=digest)
-
-    @property
-    def short(self) -> str:
-        """As people write it: without the registry and folder that Docker assumes."""
-        name = f"{self.registry}/{self.repository}" if self.registry != DOCKER_HUB else self.repository
-        return f"{name.removeprefix('library/')}{self._end}"
-
-    def __str__(self) -> str:
-        return f"{self.registry}/{self.repository}{self._end}"
-
-    @property
-    def _end(self) -> str:
-        return (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
 
 
 class Lost(HostError):

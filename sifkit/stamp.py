@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Callable
@@ -162,12 +161,6 @@ def _site_caches(site: Site) -> dict[str, str]:
 
 
 def _cached_checkout(version: str, tools: Tools) -> Path:
-    return checkout.cached(version, tools.cache, tools.runner, tools.progress, sources=checkout_sources(tools))
-
-
-def checkout_sources(tools: Tools) -> checkout.Sources:
-    """Where this site's checkouts come from: its wheelhouse, git hosting, its package index."""
-    sources, index = checkout.Sources.from_environ(tools.environ), tools.site.python_index
-    pip_env = {**sources.pip_env, **({"PIP_INDEX_URL": index.url} if index.url else {})}
-    wheelhouse = Path(index.wheelhouse) if index.wheelhouse else None
-    return dataclasses.replace(sources, wheelhouse=wheelhouse, pip_env=pip_env)
+    return checkout.cached(
+        version, tools.cache, tools.runner, tools.progress, sources=checkout.Sources.of_site(tools.site, tools.environ)
+    )

@@ -14,10 +14,10 @@ from zipfile import ZipFile
 
 from sifkit import __version__
 from sifkit.bundle.archive import Item, Kind
+from sifkit.checkout import Sources
 from sifkit.errors import CommandFailed, HostError
 from sifkit.layers import TIME
 from sifkit.run import Command
-from sifkit.stamp import checkout_sources
 from sifkit.store import sha256_of
 from sifkit.tools import Tools
 
@@ -68,7 +68,7 @@ def sifkit_wheels(python: str, scratch: Path, tools: Tools) -> list[Item]:
 
 def _index_environment(tools: Tools) -> Mapping[str, str]:
     """The site's index, for pip and uv alike."""
-    pip = checkout_sources(tools).pip_env
+    pip = Sources.of_site(tools.site, tools.environ).pip_env
     return {**pip, **({"UV_DEFAULT_INDEX": pip["PIP_INDEX_URL"]} if "PIP_INDEX_URL" in pip else {})}
 
 

@@ -14,14 +14,13 @@ from sifkit.apptainer import Apptainer
 from sifkit.assemble import Layers
 from sifkit.bundle.archive import Item, Manifest, write
 from sifkit.bundle.extras import apptainer_packages, sifkit_wheels
-from sifkit.bundle.meter import Meter, amount
 from sifkit.compat.tables import PACKAGED
 from sifkit.errors import HostError, UsageError
 from sifkit.execute import load_image, require_fits
 from sifkit.host import Room, check_cache_room, choose_tmpdir, free_bytes
 from sifkit.layers import TIME
+from sifkit.meter import Meter, size_text
 from sifkit.model import Image
-from sifkit.stamp import checkout_sources
 from sifkit.store import exclusive, sha256_of
 from sifkit.tools import Timings, Tools
 from sifkit.workshop import Workshop, fresh_log, say_waiting
@@ -94,8 +93,8 @@ def _write(images: Sequence[Image], items: Sequence[Item], target: Path, tools: 
     size = manifest.length(len(manifest.to_bytes()))
     _require_room(target, size)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    meter = Meter(size, tools.progress)
-    with tools.runner.removing(partial.absolute()), tools.progress.phase(f"write {target.name}, {amount(size)}"):
+    meter = Meter(size, tools.progress.line)
+    with tools.runner.removing(partial.absolute()), tools.progress.phase(f"write {target.name}, {size_text(size)}"):
         with partial.open("wb") as stream:
             sha256 = write(stream, manifest, ordered, meter.add)
             stream.flush()
@@ -107,7 +106,7 @@ def _write(images: Sequence[Image], items: Sequence[Item], target: Path, tools: 
 def _require_room(target: Path, size: int) -> None:
     free = free_bytes(target.absolute())
     if free < size:
-        message = f"not enough space for {target}: {amount(size)} needed, {amount(free)} free"
+        message = f"not enough space for {target}: {size_text(size)} needed, {size_text(free)} free"
         raise HostError(message, "free some, or name a file on another filesystem: -o FILE")
 
 
@@ -149,7 +148,13 @@ def checkouts(images: Sequence[Image], scratch: Path, tools: Tools) -> list[Item
     """The LLaMA-Factory of each version, as one archive each, for `--verify` and for training."""
     items = []
     for version in sorted({image.spec.llamafactory.version for image in images}):
-        tree = checkout.cached(version, tools.cache, tools.runner, tools.progress, sources=checkout_sources(tools))
+        tree = checkout.cached(
+            version,
+            tools.cache,
+            tools.runner,
+            tools.progress,
+            sources=checkout.Sources.of_site(tools.site, tools.environ),
+        )
         archive = scratch / f"{version}.tar"
         pack_tree(tree, archive)
         items.append(Item.of_file("checkout", f"checkouts/{archive.name}", archive, sha256_of(archive)))

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from sifkit import checkout, kept
 from sifkit.bundle.archive import Manifest, Member, check, contents, copy, read_manifest
-from sifkit.bundle.meter import Meter, amount
 from sifkit.errors import HostError, ProblemFound, UsageError
 from sifkit.files import write_whole
 from sifkit.host import free_bytes
+from sifkit.meter import Meter, size_text
 from sifkit.progress import Progress
 from sifkit.run import Runner
 from sifkit.spec import Project
@@ -46,8 +46,8 @@ def unbundle(path: Path, place: Place) -> Placed:
     """
     manifest = read_manifest(path)
     total = sum(member.size for member in manifest.members)
-    with place.progress.phase(f"check {path.name}, {amount(total)}"):
-        check(path, manifest, Meter(total, place.progress).add)
+    with place.progress.phase(f"check {path.name}, {size_text(total)}"):
+        check(path, manifest, Meter(total, place.progress.line).add)
     _require_no_other(manifest, place.project)
     with exclusive(place.cache / "layers" / ".lock", lambda: place.progress.note(_WAITING)):
         with place.progress.phase("look at what is here already"):
@@ -120,7 +120,7 @@ def _require_room(missing: Sequence[Member], place: Place) -> None:
     needed = sum(member.size * (2 if member.kind == "checkout" else 1) for member in missing)
     free = free_bytes(place.cache)
     if free < needed:
-        message = f"not enough space in {place.cache}: {amount(needed)} needed, {amount(free)} free"
+        message = f"not enough space in {place.cache}: {size_text(needed)} needed, {size_text(free)} free"
         raise HostError(message, "free some, or put the cache elsewhere: SIFKIT_CACHE=…")
 
 
@@ -133,9 +133,9 @@ def _take(path: Path, manifest: Manifest, missing: Sequence[Member], place: Plac
     staging = Path(tempfile.mkdtemp(prefix=".unbundle-", dir=place.cache))
     with (
         place.runner.removing(staging),
-        place.progress.phase(f"write {amount(total)} into {place.cache} and {place.project.root}"),
+        place.progress.phase(f"write {size_text(total)} into {place.cache} and {place.project.root}"),
     ):
-        staged = _stage(path, manifest, {member.name for member in missing}, staging, Meter(total, place.progress))
+        staged = _stage(path, manifest, {member.name for member in missing}, staging, Meter(total, place.progress.line))
         for member in sorted(missing, key=lambda member: member.kind in ("definition", "table")):  # specs come last
             _put(member, staged[member.name], place)
 

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from sifkit import checkout as checkouts
-from sifkit import stamp
 from sifkit.commands.options import JsonOption, ProjectOption, SiteOption, VerboseOption, make_tools, print_json
 
 
@@ -27,7 +26,7 @@ def checkout(
     """
     tools = make_tools(project, site_file, verbose)
     target = directory or Path(f"LLaMA-Factory-{version}")
-    sources = stamp.checkout_sources(tools)
+    sources = checkouts.Sources.of_site(tools.site, tools.environ)
     path = checkouts.fetch(version, target, tools.runner, tools.progress, sources=sources)
     if json_:
         print_json({"version": version, "checkout": str(path)})

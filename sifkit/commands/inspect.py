@@ -20,6 +20,7 @@ from sifkit.commands.options import JsonOption, ProjectOption, VerboseOption, na
 from sifkit.errors import Exit, HostError, ProblemFound, SifkitError, UsageError
 from sifkit.gather.image import require_image
 from sifkit.lock import read_lock
+from sifkit.meter import size_text
 from sifkit.printable import printable
 from sifkit.progress import progress_for
 from sifkit.run import Runner
@@ -225,7 +226,7 @@ def _rows(found: _Found) -> Iterator[tuple[str, str]]:
     told, carried = found.told, found.carried
     yield "image", f"{told.name} ({found.path})"
     yield "sha256", found.sha256
-    yield "size", f"{found.size / 1e9:.2f} GB" if found.size >= 1e8 else f"{found.size / 1e6:.1f} MB"
+    yield "size", size_text(found.size)
     if told.sifkit:
         yield "built by", f"sifkit {told.sifkit}"
     if told.versions:

@@ -26,6 +26,7 @@ from sifkit.files import write_whole
 from sifkit.host import host_bases
 from sifkit.lock import BaseDigest, State, base_of, make_lock, moved, read_lock, state, with_base
 from sifkit.model import ImageBase, ImageSpec, Lock, Resolution
+from sifkit.reference import reference_of
 from sifkit.registry import Settings
 from sifkit.resolve import environment_base, resolution, resolve_base
 from sifkit.site import ca_bundle
@@ -103,7 +104,7 @@ def _as_json(digest: BaseDigest | None, lines: tuple[str, ...] = ()) -> dict[str
 def _digest(spec: ImageSpec, old: Lock | None, tools: Tools, wishes: Wishes) -> BaseDigest | None:
     """Of a docker base by tag. One that another host locked stays where this one makes the same base otherwise."""
     base, known = _base(spec, tools), base_of(old.text) if old else None
-    reference = digests.reference_of(base.source)
+    reference = reference_of(base.source)
     if reference is None:
         return known if base.name else None
     if known and known.name == str(reference) and not wishes.upgrade:
@@ -114,7 +115,7 @@ def _digest(spec: ImageSpec, old: Lock | None, tools: Tools, wishes: Wishes) -> 
 def _add_digest(spec: ImageSpec, path: Path, tools: Tools) -> dict[str, Any]:
     """To a lock that is current and was written without; not for sifkit's own bases, which `--upgrade` brings."""
     base, lock = _base(spec, tools), read_lock(path)
-    reference, known = digests.reference_of(base.source), base_of(lock.text)
+    reference, known = reference_of(base.source), base_of(lock.text)
     default = base.name and base.name not in tools.site.bases
     if reference is None or default or (known and known.name == str(reference)):
         return {}
@@ -130,7 +131,7 @@ def _base(spec: ImageSpec, tools: Tools) -> ImageBase:
 
 def _ask(base: ImageBase, tools: Tools) -> str:
     """Raises with one more way out: the tag as it is."""
-    reference = digests.reference_of(base.source)
+    reference = reference_of(base.source)
     assert reference is not None
     settings = Settings(tools.environ, ca_bundle(tools.site, tools.environ), tools.progress.note)
     try:

@@ -19,7 +19,8 @@ from sifkit.commands.options import (
 )
 from sifkit.errors import UsageError
 from sifkit.progress import progress_for
-from sifkit.registry import Reference, Settings
+from sifkit.reference import Reference
+from sifkit.registry import Settings
 from sifkit.run import Runner
 from sifkit.share import push as pushing
 from sifkit.site import ca_bundle, load_site

@@ -6,7 +6,7 @@ from sifkit.importing.facts import known_image
 from sifkit.importing.recipe import Recipe
 from sifkit.importing.wishes import Wishes
 from sifkit.model import Base, DockerBase
-from sifkit.registry import Reference
+from sifkit.reference import Reference
 
 
 def take_base(recipe: Recipe, wishes: Wishes, *, keep: bool) -> tuple[str | Base | None, frozenset[str]]:

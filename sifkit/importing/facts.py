@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sifkit import yamlfile
 from sifkit.model import MinorVersion, OneWord, Strict
-from sifkit.registry import Reference
+from sifkit.reference import Reference
 
 _FILE = Path(__file__).parent.parent / "data" / "importing.yaml"
 

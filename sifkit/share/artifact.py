@@ -14,7 +14,8 @@ from enum import Enum
 from typing import Any
 
 from sifkit.errors import UsageError
-from sifkit.registry import INDEXES, MANIFESTS, Manifest, Reference, sha256_digest
+from sifkit.reference import Reference
+from sifkit.registry import INDEXES, MANIFESTS, Manifest, sha256_digest
 
 SIF_CONFIG = "application/vnd.sylabs.sif.config.v1+json"
 SIF_LAYER = "application/vnd.sylabs.sif.layer.v1.sif"

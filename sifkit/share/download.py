@@ -11,9 +11,10 @@ from typing import IO
 
 from sifkit.errors import HostError, ProblemFound
 from sifkit.host import free_bytes, gigabytes
-from sifkit.registry import Client, Lost, Reference
+from sifkit.meter import Meter, size_text
+from sifkit.reference import Reference
+from sifkit.registry import Client, Lost
 from sifkit.share.artifact import Descriptor
-from sifkit.share.meter import Meter, size_text
 from sifkit.share.patience import Patience
 from sifkit.store import CHUNK
 

@@ -17,12 +17,13 @@ from sifkit import sign
 from sifkit.apptainer import Apptainer
 from sifkit.errors import ProblemFound, UsageError
 from sifkit.files import write_whole
+from sifkit.meter import Meter, size_text
 from sifkit.model import IMAGE_NAME
 from sifkit.provenance import read_carried, tell
-from sifkit.registry import Client, Manifest, Reference, Settings, sha256_digest
+from sifkit.reference import Reference
+from sifkit.registry import Client, Manifest, Settings, sha256_digest
 from sifkit.share.artifact import FILES, MANIFEST_FILE, SBOM_FILE, Descriptor, Kind, layers_of, newest, sif_of
 from sifkit.share.download import Download, fetch
-from sifkit.share.meter import Meter, size_text
 from sifkit.share.patience import Patience
 from sifkit.share.referrers import referrers
 from sifkit.sif import fault_of

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sifkit.errors import ProblemFound, UsageError
+from sifkit.meter import Meter, size_text
 from sifkit.provenance import read_carried
-from sifkit.registry import Client, Manifest, NotTaken, Reference, Settings
+from sifkit.reference import Reference
+from sifkit.registry import Client, Manifest, NotTaken, Settings
 from sifkit.share.artifact import (
     FILES,
     MANIFEST_FILE,
@@ -24,7 +26,6 @@ from sifkit.share.artifact import (
     layers_of,
     referrer,
 )
-from sifkit.share.meter import Meter, size_text
 from sifkit.share.patience import Patience
 from sifkit.share.referrers import add_referrers
 from sifkit.share.upload import Upload, memory_of, send, send_bytes

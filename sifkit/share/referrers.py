@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sifkit.errors import HostError
-from sifkit.registry import INDEXES, LARGEST_MANIFEST, PULL, PUSH, Client, Manifest, Reference, sha256_digest
+from sifkit.reference import Reference
+from sifkit.registry import INDEXES, LARGEST_MANIFEST, PULL, PUSH, Client, Manifest, sha256_digest
 from sifkit.share.artifact import Descriptor, index_of, rows_of
 
 _TRIES = 5

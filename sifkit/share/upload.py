@@ -20,9 +20,9 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 import requests
 
 from sifkit.errors import HostError, ProblemFound
+from sifkit.meter import Meter, size_text
 from sifkit.registry import PUSH, Client, Lost
 from sifkit.share.artifact import Descriptor
-from sifkit.share.meter import Meter, size_text
 from sifkit.share.patience import Patience
 
 PIECE = 16 << 20  # bytes; more where the registry asks for it

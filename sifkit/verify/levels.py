@@ -18,6 +18,7 @@ from sifkit.apptainer import Apptainer
 from sifkit.causes import find_cause
 from sifkit.progress import Progress
 from sifkit.tables import modules_of_extras
+from sifkit.together import Ahead, pool
 from sifkit.verify.checks import Check, Level, Outcome, failed, failed_because, not_run, timed
 from sifkit.verify.container import IN_LIBRARIES, Answer, Container
 from sifkit.verify.host import judge_host, judge_visible
@@ -27,7 +28,6 @@ from sifkit.verify.prepare import TrainSetup, judge_checkout, prepare
 from sifkit.verify.report import Report
 from sifkit.verify.request import Subject, VerifyOptions
 from sifkit.verify.static import MODULES, ImageFacts, judge_static, parse_facts
-from sifkit.verify.together import Ahead, pool
 from sifkit.verify.train import TrainFacts, TrainLevel, container_for, make_model
 
 _LOGS = ("static", "host", "kernel", "allreduce", "model", "train", "adapter", "resume", "longest", "zero")

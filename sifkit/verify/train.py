@@ -13,6 +13,7 @@ from pathlib import Path
 from sifkit.apptainer import Bind
 from sifkit.causes import find_cause
 from sifkit.progress import Progress
+from sifkit.together import together
 from sifkit.verify import container as places
 from sifkit.verify.checks import Check, Level, any_failed, failed, failed_because, not_run, passed, timed
 from sifkit.verify.container import Answer, Container
@@ -40,7 +41,6 @@ from sifkit.verify.smoke import (
     worst_dataset,
 )
 from sifkit.verify.stopwatch import Stopwatch
-from sifkit.verify.together import together
 
 _LOG_LINES = 400  # of a failed run's log, in which the cause is looked for
 _CORPUS = f"{places.IN_CHECKOUT}/data/alpaca_en_demo.json"  # in the source archives since 0.9.4, in git before

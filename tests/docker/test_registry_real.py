@@ -18,7 +18,8 @@ from sifkit import cli, digests
 from sifkit.apptainer import Apptainer
 from sifkit.errors import CommandFailed, HostError, UsageError
 from sifkit.lock import base_of
-from sifkit.registry import Reference, Settings
+from sifkit.reference import Reference
+from sifkit.registry import Settings
 from sifkit.run import Runner
 from tests.conftest import lock_text, make_spec
 from tests.docker.registry_server import (

@@ -24,7 +24,8 @@ from sifkit.errors import Exit, HostError, ProblemFound, SifkitError, UsageError
 from sifkit.model import Site, SiteSignatures
 from sifkit.plan import Recipe, reasons_to_build
 from sifkit.progress import PlainProgress
-from sifkit.registry import Client, Lost, Reference, Settings
+from sifkit.reference import Reference
+from sifkit.registry import Client, Lost, Settings
 from sifkit.run import Runner
 from sifkit.share import upload
 from sifkit.share.artifact import SBOM_FILE, Companion, Kind, image_manifest

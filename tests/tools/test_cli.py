@@ -196,3 +196,11 @@ def test_a_path_with_colons_is_shown_as_it_is(
     monkeypatch.chdir(project)
     assert main(["build", "--verify", "--device", "cpu", "--config", "d:b:x", "example"]) == Exit.USAGE
     assert "d:b:x" in capsys.readouterr().err
+
+
+def test_a_check_loads_nothing_of_builds_and_registries() -> None:
+    """It may take a second (docs/benchmarks.md), of which these would take a third."""
+    script = "import sys; import sifkit.commands.check; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"requests", "docker", "cyclonedx", "sifkit.assemble", "sifkit.execute", "sifkit.registry", "sifkit.sign"}
+    assert heavy & set(loaded) == set()

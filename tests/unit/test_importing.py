@@ -17,7 +17,7 @@ from sifkit.importing.facts import known_image
 from sifkit.importing.shell import Simple, decided, expand, split
 from sifkit.importing.write import write
 from sifkit.model import DockerBase, ImageSpec, LocalImage
-from sifkit.registry import Reference
+from sifkit.reference import Reference
 from sifkit.yamlfile import parse
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,8 @@ from sifkit import credentials, digests
 from sifkit.errors import HostError, SifkitError, UsageError
 from sifkit.lock import BaseDigest, base_of, moved, parse_lock, with_base
 from sifkit.model import DockerBase, ImageBase, Scratch
-from sifkit.registry import INDEXES, MANIFESTS, Client, Reference, Settings, challenges_in, sha256_digest
+from sifkit.reference import Reference, pinned, reference_of
+from sifkit.registry import INDEXES, MANIFESTS, Client, Settings, challenges_in, sha256_digest
 from tests.conftest import lock_text, make_spec
 
 DIGEST = "sha256:" + "0" * 64
@@ -442,12 +443,12 @@ def base(text: str) -> ImageBase:
     ],
 )
 def test_a_definition_gets_the_locked_digest(text: str, expected: str) -> None:
-    source = digests.pinned(base(text), with_base(LOCK, PIN)).source
+    source = pinned(base(text), with_base(LOCK, PIN)).source
     assert isinstance(source, DockerBase)
     assert source.from_ == expected
 
 
 def test_other_bases_stay_as_they_are() -> None:
     scratch = ImageBase("x", Scratch(bootstrap="scratch"), "identity")
-    assert digests.pinned(scratch, with_base(LOCK, PIN)) is scratch
-    assert digests.reference_of(scratch.source) is None
+    assert pinned(scratch, with_base(LOCK, PIN)) is scratch
+    assert reference_of(scratch.source) is None

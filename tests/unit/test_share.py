@@ -17,7 +17,9 @@ import pytest
 
 from sifkit.commands.push import reference_of
 from sifkit.errors import HostError, ProblemFound, UsageError
-from sifkit.registry import INDEXES, MANIFESTS, Client, Lost, Manifest, Reference, Settings, sha256_digest
+from sifkit.meter import Meter, size_text
+from sifkit.reference import Reference
+from sifkit.registry import INDEXES, MANIFESTS, Client, Lost, Manifest, Settings, sha256_digest
 from sifkit.share import download, upload
 from sifkit.share.artifact import (
     SIF_LAYER,
@@ -33,7 +35,6 @@ from sifkit.share.artifact import (
     sif_of,
 )
 from sifkit.share.download import Download, fetch
-from sifkit.share.meter import Meter, size_text
 from sifkit.share.patience import Patience
 from sifkit.share.push import Parcel, require_pushable, send_companions
 from sifkit.share.referrers import add_referrers, referrers

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sifkit.run import Command, Result, Runner
-from sifkit.verify.together import Ahead, pool, together
+from sifkit.together import Ahead, pool, together
 
 
 def test_results_keep_the_order_of_the_tasks() -> None:
