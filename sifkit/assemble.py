@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -60,11 +61,17 @@ def assemble(image: Image, workshop: Workshop, target: Path, timings: Timings) -
     """Make `target`, an image that is whole but for its facts. Raises `CommandFailed`."""
     base = workshop.base(image, timings)
     layers = Layers(image, base, workshop)
-    held = workshop.tools.cache / "layers" / ".lock"  # of the cache, wherever layers go: packages are installed there
-    with exclusive(held, lambda: say_waiting("its packages", workshop.tools)) as lock:
+    with layers_held(workshop.tools) as lock:
         layers.complete(timings, lock)
         with timings.phase("join", workshop.tools.progress, f"join {image.name}"), workshop.scratch() as scratch:
             join(image, layers.sources, workshop, scratch, target)
+
+
+@contextmanager
+def layers_held(tools: Tools) -> Iterator[IO[str]]:
+    """The cache's layers for this process alone; yields the lock. Packages are installed there, wherever layers go."""
+    with exclusive(tools.cache / "layers" / ".lock", lambda: say_waiting("its packages", tools.progress)) as lock:
+        yield lock
 
 
 def join(image: Image, sources: Sequence[Source], workshop: Workshop, scratch: Path, target: Path) -> None:

@@ -6,15 +6,13 @@ What is stored alike is alike: blocks are compared as they lie on disk, and unpa
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sifkit.sif import PARTITION, SIGNATURE, SifObject, read_objects
 from sifkit.sifwrite import partition
 from sifkit.squash import Entry, Source, listing
-from sifkit.squash.layout import FRAGMENT, NONE, ONE, STORED_DATA, Directory, File
+from sifkit.squash.layout import FRAGMENT, NONE, ONE, STORED_DATA, File, walk
 from sifkit.squash.read import Squashfs, opened
 from sifkit.store import CHUNK, sha256_of
 
@@ -145,7 +143,7 @@ class _Contents:
 
     def __init__(self, image: Squashfs) -> None:
         self._image = image
-        self._files = {path: node for path, node in _files(image.tree()) if isinstance(node, File)}
+        self._files = {path: node for path, node in walk(image.tree()) if isinstance(node, File)}
         self._fragments = list(FRAGMENT.iter_unpack(image.fragments()))
         self._fragment_sums: dict[int, bytes] = {}
 
@@ -174,14 +172,3 @@ class _Contents:
             block = self._image.read(start, word & ~STORED_DATA)
             self._fragment_sums[number] = hashlib.sha256(block + word.to_bytes(4, "little")).digest()
         return self._fragment_sums[number]
-
-
-def _files(root: Directory) -> Iterator[tuple[str, object]]:
-    waiting: list[tuple[str, Directory]] = [("/", root)]
-    while waiting:
-        above, directory = waiting.pop()
-        for name, node in directory.children.items():
-            path = above + os.fsdecode(name)
-            yield path, node
-            if isinstance(node, Directory):
-                waiting.append((path + "/", node))

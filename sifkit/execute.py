@@ -132,7 +132,7 @@ def require_environment(image: Image, tools: Tools) -> None:
 def build(step: Step, tools: Tools, apptainer: Apptainer, how: How) -> None:
     """Build, test and publish one image. Raises `CommandFailed` with the likely cause; leaves nothing then."""
     name, store = step.image.name, tools.store
-    with exclusive(store.directory / f".{name}.lock", lambda: say_waiting(name, tools)):
+    with exclusive(store.directory / f".{name}.lock", lambda: say_waiting(name, tools.progress)):
         step = make_step(step.image, tools, force=how.force)
         if not step.reasons:
             tools.progress.note(f"{name}: the other build made it")

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from sifkit import execute, kept
 from sifkit.apptainer import Apptainer
-from sifkit.assemble import Layers, join
+from sifkit.assemble import Layers, join, layers_held
 from sifkit.deffile import needs_whole_build
 from sifkit.errors import HostError, UsageError
 from sifkit.host import host_bases
@@ -25,9 +25,8 @@ from sifkit.reference import pinned
 from sifkit.resolve import resolution, resolve_base
 from sifkit.sign import SigningKey
 from sifkit.spec import load_spec
-from sifkit.store import exclusive
 from sifkit.tools import Timings, Tools
-from sifkit.workshop import Workshop, base_path, say_waiting
+from sifkit.workshop import Workshop, base_path
 
 _MOST = 12  # names in a message
 
@@ -186,7 +185,7 @@ def assemble(image: Image, workshop: Workshop, target: Path, timings: Timings) -
     tools = workshop.tools
     base = base_path(image, tools.cache)
     layers = Layers(image, base, workshop)
-    with exclusive(layers.directory / ".lock", lambda: say_waiting("its packages", tools)):
+    with layers_held(tools):
         with timings.phase("read", tools.progress, f"check what the cache holds of {image.name}"):
             damaged = () if kept.is_whole(base) else (f"the base {base.stem}",)
             require_held([Held(image, (*damaged, *(layer.name for layer in layers.missing())))])

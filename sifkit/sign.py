@@ -24,6 +24,7 @@ from sifkit.progress import Progress
 from sifkit.run import Command, failure
 from sifkit.sif import SIGNATURE, Descriptor, NotSif, opened, read_table
 from sifkit.store import Store, exclusive, sha256_of
+from sifkit.workshop import say_waiting
 
 _GROUP = 0xF0000000  # set in the group of an object, and in the link of a signature that is a group's
 _NEW_KEY = "apptainer key newpair"
@@ -277,8 +278,7 @@ def sign_published(name: str, key: SigningKey, apptainer: Apptainer, store: Stor
     image, manifest = store.sif(name), store.manifest(name)
     if manifest is None or is_signed_by(image, key.fingerprint):
         return False
-    waiting = f"{name}: another build of it is running; waiting for it to end"
-    with exclusive(store.directory / f".{name}.lock", lambda: progress.note(waiting)):
+    with exclusive(store.directory / f".{name}.lock", lambda: say_waiting(name, progress)):
         manifest, partial = store.manifest(name), store.partial(name)
         if manifest is None or store.on_disk(name) != (manifest.size, manifest.mtime_ns):
             raise ProblemFound(f"{image} changed while it was to be signed", "run this again")

@@ -16,6 +16,7 @@ from sifkit.deffile import HOST_DIR, render_base
 from sifkit.layers import SQUASH
 from sifkit.lending import lend
 from sifkit.model import Image, digest_of
+from sifkit.progress import Progress
 from sifkit.run import Command
 from sifkit.spec import Project
 from sifkit.store import exclusive
@@ -75,7 +76,7 @@ class Workshop:
         definition = render_base(image)
         target = base_path(image, self.tools.parts)
         bases, name = target.parent, target.name
-        with exclusive(bases / f".{name}.lock", lambda: say_waiting(name, self.tools)):
+        with exclusive(bases / f".{name}.lock", lambda: say_waiting(name, self.tools.progress)):
             if kept.is_whole(target):
                 return target
             if target.exists():
@@ -104,6 +105,6 @@ def fresh_log(project: Project, name: str) -> Path:
     return log
 
 
-def say_waiting(name: str, tools: Tools) -> None:
+def say_waiting(name: str, progress: Progress) -> None:
     """Once, to the person."""
-    tools.progress.note(f"{name}: another build of it is running; waiting for it to end")
+    progress.note(f"{name}: another build of it is running; waiting for it to end")

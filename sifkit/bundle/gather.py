@@ -11,7 +11,7 @@ from typing import IO
 
 from sifkit import __version__, checkout, kept, offline
 from sifkit.apptainer import Apptainer
-from sifkit.assemble import Layers
+from sifkit.assemble import Layers, layers_held
 from sifkit.bundle.archive import Item, Manifest, write
 from sifkit.bundle.extras import apptainer_packages, sifkit_wheels
 from sifkit.compat.tables import PACKAGED
@@ -21,9 +21,9 @@ from sifkit.host import Room, check_cache_room, choose_tmpdir, free_bytes
 from sifkit.layers import TIME
 from sifkit.meter import Meter, size_text
 from sifkit.model import Image
-from sifkit.store import exclusive, sha256_of
+from sifkit.store import sha256_of
 from sifkit.tools import Timings, Tools
-from sifkit.workshop import Workshop, fresh_log, say_waiting
+from sifkit.workshop import Workshop, fresh_log
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ def bundle(names: Sequence[str], target: Path, tools: Tools, wishes: Wishes) -> 
         if wishes.apptainer:
             with tools.progress.phase("Apptainer's packages"):
                 few += apptainer_packages(scratch, tools)
-        directory = tools.cache / "layers"
-        with exclusive(directory / ".lock", lambda: say_waiting("its packages", tools)) as lock:
+        with layers_held(tools) as lock:
             parts = {item.member.name: item for image in images for item in _parts(image, workshop, lock)}
             return _write(images, [*few, *parts.values()], target, tools)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sifkit.squash.fingerprint import fingerprint
 from sifkit.squash.join import join
-from sifkit.squash.layout import KINDS, Directory, File, Node, NotJoinable, Source, Symlink, kind_of
+from sifkit.squash.layout import KINDS, File, Node, NotJoinable, Source, Symlink, kind_of, walk
 from sifkit.squash.read import named, opened
 
 __all__ = ["Entry", "NotJoinable", "Source", "fingerprint", "join", "listing", "read_file"]
@@ -33,16 +33,7 @@ def listing(source: Source) -> dict[str, Entry]:
     """
     with opened(source) as image, named(source):
         root = image.tree()
-    found: dict[str, Entry] = {"/": _entry(root)}
-    waiting: list[tuple[str, Directory]] = [("/", root)]
-    while waiting:
-        above, directory = waiting.pop()
-        for name, node in sorted(directory.children.items(), key=lambda item: item[0]):
-            path = above + os.fsdecode(name)
-            found[path] = _entry(node)
-            if isinstance(node, Directory):
-                waiting.append((path + "/", node))
-    return found
+    return {path: _entry(node) for path, node in walk(root)}
 
 
 def _entry(node: Node) -> Entry:

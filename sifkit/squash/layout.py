@@ -6,7 +6,9 @@ makes when it mounts (fs/squashfs/{super,id,export,fragment}.c); tried with squa
 
 from __future__ import annotations
 
+import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -150,3 +152,16 @@ def kind_of(node: Node) -> int:
     if isinstance(node, File):
         return FILE
     return SYMLINK if isinstance(node, Symlink) else node.kind
+
+
+def walk(root: Directory) -> Iterator[tuple[str, Node]]:
+    """Every path of a tree and what is there: "/" first, each directory's names in order."""
+    yield "/", root
+    waiting: list[tuple[str, Directory]] = [("/", root)]
+    while waiting:
+        above, directory = waiting.pop()
+        for name, node in sorted(directory.children.items(), key=lambda item: item[0]):
+            path = above + os.fsdecode(name)
+            yield path, node
+            if isinstance(node, Directory):
+                waiting.append((path + "/", node))
