@@ -31,6 +31,7 @@ from sifkit.deffile import (
 )
 from sifkit.errors import CommandFailed
 from sifkit.layers import (
+    SKELETON,
     SQUASH,
     TIME,
     Owned,
@@ -176,16 +177,22 @@ class Layers:
         with self.workshop.tools.runner.removing(venv, farms, lock=lock):
             for leftover in (venv, farms):
                 shutil.rmtree(leftover, ignore_errors=True)
+            uv = self._uv(missing)
             with timings.phase("install", progress, f"install {len(packages)} of {len(self.wanted) - 1} packages"):
-                self._install_whole(packages, venv)
+                self._install_whole(packages, venv, uv)
             with timings.phase("layers", progress, f"keep {len(missing)} layers"):
                 return self._keep(missing, Tree(venv, self.image.spec.python), farms)
 
-    def _install_whole(self, packages: Sequence[LockedPackage], venv: Path) -> None:
+    def _uv(self, missing: Sequence[Wanted]) -> Source | None:
+        """The layer of the uv that installs; None where it, or the environment itself, is still to be made with pip."""
+        whole = {layer.name: layer for layer in self.wanted if layer not in missing}
+        return Source(self.path(whole["uv"])) if {"uv", SKELETON} <= whole.keys() else None
+
+    def _install_whole(self, packages: Sequence[LockedPackage], venv: Path, uv: Source | None) -> None:
         """Install; what uv's cache holds damaged is loaded again. uv does not look at what it keeps unpacked."""
-        venv.mkdir()
+        _make_environment(venv, uv)
         try:
-            self._install(packages)
+            self._install(packages, has_uv=bool(uv))
             again = self._damaged(packages, venv)
         except CommandFailed as error:
             if not any("Failed to install" in line for line in error.tail):
@@ -194,8 +201,10 @@ class Layers:
         if again:
             self.workshop.tools.progress.note(f"damaged in uv's cache, loaded again: {', '.join(again)}")
             shutil.rmtree(venv)
-            venv.mkdir()
-            self._install(packages, again)  # what is not as recorded now is the wheel's own fault: its hash is right
+            _make_environment(venv, uv)
+            self._install(
+                packages, again, has_uv=bool(uv)
+            )  # what is not as recorded now is the wheel's own fault: its hash is right
 
     def _damaged(self, packages: Sequence[LockedPackage], venv: Path) -> list[str]:
         """Packages with a file that is not as their RECORD says."""
@@ -204,14 +213,15 @@ class Layers:
         found = together(tasks, lambda: None, processors())
         return [one.name for one, damaged in zip(packages, found, strict=True) if damaged]
 
-    def _install(self, packages: Sequence[LockedPackage], anew: Sequence[str] = ()) -> None:
+    def _install(self, packages: Sequence[LockedPackage], anew: Sequence[str] = (), *, has_uv: bool) -> None:
         files = {
             Path(WHOLE_LOCK).name: self.image.lock.text,
             Path(MISSING_LOCK).name: partial_lock(packages),
         }
         above = Bind(self._cache, str(Path(VENV).parent), writable=True)
+        script = install_script(self.image, anew, uv_is_there=has_uv)
         with self.workshop.scratch() as scratch:
-            self.workshop.run_in(self.base, install_script(self.image, anew), scratch, files, above)
+            self.workshop.run_in(self.base, script, scratch, files, above)
 
     def _keep(self, missing: Sequence[Wanted], tree: Tree, farms: Path) -> set[Wanted]:
         ready = {layer: paths for layer in missing if (paths := self._paths(layer, tree)) is not None}
@@ -225,7 +235,8 @@ class Layers:
             self.workshop.tools.progress.line(f"{len(done)} of {len(missing)}: {layer.name}")
 
         tasks = [lambda layer=layer, paths=paths: keep(layer, paths) for layer, paths in ready.items()]
-        together(tasks, self.workshop.tools.runner.stop_all, processors())
+        # one more than there are processors: each waits for its disk at its end
+        together(tasks, self.workshop.tools.runner.stop_all, processors() + 1)
         return set(ready)
 
     def _paths(self, layer: Wanted, tree: Tree) -> tuple[str, ...] | None:
@@ -237,6 +248,16 @@ class Layers:
         partial = self.directory / f".{layer.key}.{os.getpid()}.partial"
         self.workshop.run(squash_command(farm, partial))
         kept.keep(partial, self.path(layer))
+
+
+def _make_environment(venv: Path, uv: Source | None) -> None:
+    """The directory that packages are installed into, with the uv of a layer in it."""
+    venv.mkdir()
+    if uv:
+        program = venv / "bin" / "uv"
+        program.parent.mkdir()
+        program.write_bytes(read_file(uv, f"{VENV}/bin/uv"))
+        program.chmod(0o755)
 
 
 def squash_command(tree: Path, target: Path) -> Command:

@@ -305,22 +305,24 @@ def _python(image: Image) -> str:
 rm -rf {VENV}/uv.lock /root/.cache"""
 
 
-def install_script(image: Image, anew: Sequence[str] = ()) -> str:
-    """Shell text that installs MISSING_LOCK, a part of the lock, into an empty VENV in a container of the base.
+def install_script(image: Image, anew: Sequence[str] = (), *, uv_is_there: bool = False) -> str:
+    """Shell text that installs MISSING_LOCK, a part of the lock, into VENV in a container of the base.
 
     The cache is bound at the directory above VENV: within one mount, uv makes hard links in place of copies. `anew`:
-    packages that uv keeps, but damaged, so that it must load them again.
+    packages that uv keeps, but damaged, so that it must load them again. `uv_is_there`: the program stands in VENV,
+    which is empty otherwise; then nothing needs pip, which takes seconds to be installed.
     """
     site_packages = f"{VENV}/lib/python{image.spec.python}/site-packages"
+    pip = f"{VENV}/bin/python -m compileall -q -f --invalidation-mode unchecked-hash {site_packages}/pip\n"
     return f"""\
 set -e
 umask 022
 {_SITE}
 export HOME={HOST_DIR} TMPDIR={HOST_DIR}
-{_venv_with_uv(image, WHOLE_LOCK)}
+{f"python{image.spec.python} -m venv --without-pip {VENV}" if uv_is_there else _venv_with_uv(image, WHOLE_LOCK)}
 export UV_CACHE_DIR={posixpath.dirname(VENV)}/uv UV_LINK_MODE=hardlink
 unset PYC_INVALIDATION_MODE # each layer's bytecode gets the time that its sources have in an image
-{VENV}/bin/python -m compileall -q -f --invalidation-mode unchecked-hash {site_packages}/pip
+{"" if uv_is_there else pip}\
 {f"{VENV}/bin/uv cache clean {' '.join(map(quote, anew))}" if anew else "# all that uv keeps is used"}
 {_UV_INSTALL} --no-deps --compile-bytecode{_torch_backend(image)} \\
     --build-constraints {WHOLE_LOCK} -r {MISSING_LOCK}
@@ -329,7 +331,7 @@ grep -l '^[^/]*/uv_cache.json,' {site_packages}/*.dist-info/RECORD | while read 
     sed -i '/uv_cache.json,/d' "$record"
     rm "${{record%RECORD}}uv_cache.json"
 done
-rm {VENV}/uv.lock
+rm -f {VENV}/uv.lock
 """
 
 

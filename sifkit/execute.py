@@ -11,13 +11,14 @@ from sifkit import __version__
 from sifkit.apptainer import Apptainer
 from sifkit.assemble import add_carried, assemble
 from sifkit.causes import find_cause
+from sifkit.check.facts import ImageFacts
 from sifkit.compat.check import check
 from sifkit.compat.findings import Finding, Target
 from sifkit.compat.gate import require_fit, say
 from sifkit.deffile import labels, needs_whole_build, render
 from sifkit.environment import read_environment, require_unchanged, require_usable
 from sifkit.errors import CommandFailed
-from sifkit.gather.image import ask, write_into
+from sifkit.gather.image import ask, parse_facts, write_into
 from sifkit.host import Room, check_cache_room, check_images_room, choose_tmpdir, host_bases, tree_bytes
 from sifkit.lock import current_lock
 from sifkit.model import Image, ImageSpec, Lock, Scratch
@@ -26,7 +27,7 @@ from sifkit.reference import pinned
 from sifkit.resolve import resolution, resolve_base
 from sifkit.sign import SigningKey, sign
 from sifkit.spec import load_spec
-from sifkit.store import Manifest, exclusive, sha256_of
+from sifkit.store import Manifest, exclusive, flush, sha256_of
 from sifkit.together import together
 from sifkit.tools import Timings, Tools
 from sifkit.workshop import Workshop, fresh_log, say_waiting
@@ -200,22 +201,19 @@ def make(image: Image, workshop: Workshop, how: How) -> Timings:
             workshop.apptainer_build(render(image, sifkit_version=__version__), partial)
             add_carried(image, tools, partial)
     with timings.phase("test", tools.progress, "run its own test, and ask what it holds"):
-        test(image.name, partial, workshop)
+        test(image, partial, workshop)
     if how.signing:
         with timings.phase("sign", tools.progress, f"sign {image.name}"):
             sign(partial, how.signing, workshop.apptainer)
     return timings
 
 
-def test(name: str, partial: Path, workshop: Workshop) -> None:
-    """Run the image's own test, and at the same time ask it for its facts, which are then written into its file.
+def test(image: Image, partial: Path, workshop: Workshop) -> None:
+    """Ask the image for its facts, write them into its file, and run its own test where they do not answer it.
 
     Raises `CommandFailed` when the test fails. An image that does not answer is not lost: it is asked again when its
-    facts are needed.
+    facts are needed. Meanwhile the file goes to the disk.
     """
-
-    def run() -> None:
-        workshop.run(workshop.apptainer.test_command(partial))
 
     def learn() -> str | CommandFailed | OSError:
         try:
@@ -223,11 +221,25 @@ def test(name: str, partial: Path, workshop: Workshop) -> None:
         except (CommandFailed, OSError) as error:
             return error
 
-    _, facts = together((run, learn), workshop.tools.runner.stop_all, 2)
+    facts, _ = together((learn, lambda: flush(partial)), workshop.tools.runner.stop_all, 2)
+    if not isinstance(facts, str) or not answers_test(image, parse_facts(facts, partial)):
+        workshop.run(workshop.apptainer.test_command(partial))
     if isinstance(facts, str):
         write_into(partial, facts)
     else:
-        workshop.tools.progress.note(f"{name}: what it holds is not written into it: {facts}")
+        workshop.tools.progress.note(f"{image.name}: what it holds is not written into it: {facts}")
+
+
+def answers_test(image: Image, facts: ImageFacts | None) -> bool:
+    """Whether the facts, for which the same modules were imported, show what the definition's own test looks at."""
+    spec = image.spec
+    if facts is None or "test" in spec.sections:
+        return False
+    modules = ("torchaudio", "torchvision", "llamafactory.train.tuner")
+    imported = all(facts.imports.get(module) == "" for module in modules)
+    torch = facts.packages.get("torch", "").partition("+")[0]
+    versions = (torch, facts.torch_cuda, facts.llamafactory)
+    return imported and versions == (spec.torch.version, spec.torch.cuda, spec.llamafactory.version)
 
 
 def _with_cause(error: CommandFailed, log: Path) -> CommandFailed:

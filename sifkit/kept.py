@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from sifkit.files import write_whole
-from sifkit.store import sha256_of
+from sifkit.store import flush, sha256_of
 
 
 def sum_of(path: Path) -> Path:
@@ -16,8 +15,7 @@ def sum_of(path: Path) -> Path:
 
 def keep(partial: Path, target: Path) -> None:
     """Give a finished file its name in the cache. Killed in between, it leaves a sum without its file: made again."""
-    with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
+    flush(partial)
     write_whole(sum_of(target), f"{sha256_of(partial)}\n")
     partial.replace(target)
 

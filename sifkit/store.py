@@ -110,7 +110,7 @@ class Store:
         try:
             coming.write_text(manifest.to_json(), encoding="utf-8")
             for path in (partial, coming):
-                _flush(path)
+                flush(path)
             _flush_names(self.directory)
             partial.replace(self.sif(manifest.name))
         except BaseException:
@@ -136,7 +136,8 @@ def _read_manifest(path: Path) -> Manifest | None:
         return None
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until the disk has a file's bytes. Raises `OSError` where it cannot take them."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
 

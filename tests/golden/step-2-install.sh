@@ -23,4 +23,4 @@ grep -l '^[^/]*/uv_cache.json,' /opt/venv/lib/python3.13/site-packages/*.dist-in
     sed -i '/uv_cache.json,/d' "$record"
     rm "${record%RECORD}uv_cache.json"
 done
-rm /opt/venv/uv.lock
+rm -f /opt/venv/uv.lock

@@ -45,6 +45,7 @@ def test_the_steps_of_a_build(golden: Golden) -> None:
     image = make_image()
     golden("step-1-base.def", deffile.render_base(image))
     golden("step-2-install.sh", deffile.install_script(image))
+    golden("step-2-install-with-uv.sh", deffile.install_script(image, uv_is_there=True))
     golden("step-3-top.def", deffile.render_top(image, sifkit_version="VERSION"))
 
 

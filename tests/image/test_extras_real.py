@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,20 +29,32 @@ NAME = "llamafactory-0.9.5-cu130-extras"
 PROGRESS = PlainProgress(Console(stderr=True))
 
 
-@pytest.fixture(scope="session")
-def image(project: Project) -> Path:
-    """Built where it is stale, as a user builds it; left beside the default image."""
+@pytest.fixture(scope="module")
+def image(project: Project) -> Iterator[Path]:
+    """Built where it is stale, as a user builds it. Taken away again, with its layers, if it was not there before."""
     runner = Runner(os.environ)
-    build_all([NAME], Tools(project, load_site(None, os.environ, project.root), runner, PROGRESS, dict(os.environ)))
-    return project.images / f"{NAME}.sif"
+    site = load_site(None, os.environ, project.root)
+    tools = Tools(project, site, runner, PROGRESS, dict(os.environ))
+    ours, there = project.images / f"{NAME}.sif", set(layers_in(tools))
+    keeps = ours.exists()
+    build_all([NAME], tools)
+    yield ours
+    if not keeps:  # 9 GB, which the tests that follow would have to do without
+        for path in (ours, ours.with_suffix(".json"), *(set(layers_in(tools)) - there)):
+            path.unlink()
 
 
-@pytest.fixture(scope="session")
+def layers_in(tools: Tools) -> Iterator[Path]:
+    """With their sums."""
+    return (tools.parts / "layers").glob("[!.]*.sqfs*")
+
+
+@pytest.fixture(scope="module")
 def lock(project: Project) -> Lock:
     return read_lock(project.lock_path(NAME))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def report(image: Path, lock: Lock, tmp_path_factory: pytest.TempPathFactory) -> Report:
     runner = Runner(os.environ)
     options = VerifyOptions(
