@@ -30,7 +30,7 @@ class Carried:
 
 
 def measure(work: Path) -> Carried:
-    """Build with a network (from the cache, where it is filled), bundle, unbundle into an empty cache, build there."""
+    """Build with a network (from the cache, where it is filled), bundle; in an empty cache unbundle, build, verify."""
     require_room(work)
     here, there = work / "here", work / "there"
     shutil.copytree(ROOT / "definitions", here / "definitions")
@@ -49,6 +49,9 @@ def measure(work: Path) -> Carried:
     no_network = ("unshare", "--net") if os.geteuid() == 0 else ()
     words = ("build", "--offline", "--project", str(there), DEFAULT_IMAGE)
     sifkit("`build.py --offline`", *words, env=other, before=no_network)
+    sifkit(
+        "`build.py --offline --verify`, on the CPU", *words, "--verify", "--device", "cpu", env=other, before=no_network
+    )
     images = [project / "images" / f"{DEFAULT_IMAGE}.sif" for project in (here, there)]
     identical = sha256_of(images[0]) == sha256_of(images[1])
     return Carried(bundle.stat().st_size, seconds, bool(no_network), identical)

@@ -19,7 +19,8 @@ from sifkit.squash import Source
 from sifkit.store import sha256_of
 from tests.conftest import FakeTool
 
-TINY = Path(__file__).parent / "data" / "tiny.sqfs"  # holds a list of Debian packages, packed as sifkit packs
+# Holds a list of Debian packages and a uv, packed as sifkit packs.
+TINY = Path(__file__).parent / "data" / "tiny.sqfs"
 
 # Answers like Apptainer: writes the target of a build (a base, or a directory), installs what a lock names, logs calls.
 FAKE_APPTAINER = """\
