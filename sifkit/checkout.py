@@ -78,7 +78,8 @@ class Sources:
         """The site's wheelhouse and package index before the user's own, and git hosting."""
         index = site.python_index
         wheelhouse = Path(index.wheelhouse) if index.wheelhouse else None
-        return cls.from_environ(environ, wheelhouse=wheelhouse, index_url=index.url)
+        extra = {"PIP_EXTRA_INDEX_URL": " ".join(index.extra_urls)} if index.extra_urls else {}
+        return cls.from_environ({**environ, **extra}, wheelhouse=wheelhouse, index_url=index.url)
 
 
 # ---------------------------------------------------------------------------------------------- reading

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping
 
 from sifkit.errors import SifkitError, UsageError
-from sifkit.reference import Reference
+from sifkit.reference import Reference, mirrored
 from sifkit.registry import INDEXES, Client, Manifest, Settings, sha256_digest
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le"}
@@ -22,6 +22,7 @@ LARGEST_CONFIG = 4 << 20
 
 def resolve(reference: Reference, settings: Settings, *, architecture: str | None = None) -> str:
     """The digest of a name, held to be for this platform. Raises with the fix for whatever stands in the way."""
+    reference = mirrored(reference, settings.site)
     wanted = architecture or ARCHITECTURES.get(platform_.machine(), platform_.machine())
     told, refusal = _ask_daemon(reference, settings.environ, wanted)
     if told:

@@ -24,14 +24,17 @@ from docker.errors import APIError, DockerException, ImageNotFound
 from docker.types import Mount
 from requests.exceptions import RequestException
 
-from sifkit import __version__
+from sifkit import __version__, credentials
 from sifkit.assemble import join, squash_options
 from sifkit.deffile import HOST_DIR, IMAGE_DIR
 from sifkit.dockerfile import Parts, parts_of
 from sifkit.errors import CommandFailed, HostError
 from sifkit.layers import TIME
+from sifkit.logins import Login
 from sifkit.model import Image, digest_of
+from sifkit.reference import Reference, mirrored
 from sifkit.run import TAIL_LINES, Command
+from sifkit.site import debian_logins
 from sifkit.squash import Source
 from sifkit.tools import Timings
 from sifkit.workshop import Workshop
@@ -84,10 +87,16 @@ class DockerEngine:
             message = f"the Docker daemon at {address} cannot be used: {error}"
             raise HostError(message, f"look at DOCKER_HOST, {_INSTEAD}") from None
 
+    def version(self) -> str:
+        """The daemon's. Raises `HostError` when it is gone."""
+        with _told("begin"):
+            return str(self.client.version()["Version"])
+
     def assemble(self, image: Image, workshop: Workshop, target: Path, timings: Timings) -> None:
         """Make `target`, an image that is whole but for its facts, and sifkit/NAME:latest in the daemon."""
         parts = parts_of(image, sifkit_version=__version__)
         progress = workshop.tools.progress
+        workshop.engine["docker"] = self.version()
         build = _Build(self.client, image, parts, workshop)
         with build.cleaned(), workshop.scratch() as scratch:
             with timings.phase("base", progress, f"{parts.base} with Debian packages, in Docker"):
@@ -146,8 +155,8 @@ class _Build:
                 return str(self.client.images.get(f"sifkit-base:{tag}").id)
             except ImageNotFound:
                 pass
-            container = self._container(base, self.parts.system)
-            self._lend(container, scratch, wheels=False)
+            container, site = self._container(base, self.parts.system), self.workshop.tools.site
+            self._lend(container, scratch, wheels=False, debian=debian_logins(site) if site.debian.auth else ())
             self._follow(step, container)
             return str(container.commit(repository="sifkit-base", tag=tag).id)
 
@@ -169,13 +178,16 @@ class _Build:
 
     def _base(self) -> str:
         """Pulled if the daemon has it not; its id. Raises `HostError` when it cannot be had."""
-        reference = self.parts.base
+        site, environ = self.workshop.tools.site, self.workshop.tools.environ
+        asked = mirrored(Reference.parse(self.parts.base), site)
+        reference = asked.short
         try:
             return str(self.client.images.get(reference).id)
         except ImageNotFound:
             pass
         try:
-            for row in self.client.api.pull(reference, stream=True, decode=True):
+            login = _login(asked.registry, environ)
+            for row in self.client.api.pull(reference, stream=True, decode=True, auth_config=login):
                 if "error" in row:
                     raise _no_base(reference, row["error"], self.image)
                 self._line(" ".join(str(row[key]) for key in ("id", "status", "progress") if row.get(key)))
@@ -200,11 +212,11 @@ class _Build:
             use_config_proxy=False,
         )
 
-    def _lend(self, container: Any, scratch: Path, *, wheels: bool) -> None:
+    def _lend(self, container: Any, scratch: Path, *, wheels: bool, debian: Iterable[Login] = ()) -> None:
         """What the site lends, into the volume at HOST_DIR."""
         lent, archive = scratch / "lent", scratch / "lent.tar"
         shutil.rmtree(lent, ignore_errors=True)
-        self.workshop.lend(lent)
+        self.workshop.lend(lent, debian)
         house = self.workshop.tools.site.python_index.wheelhouse
         with tarfile.open(archive, "w") as tar:
             tar.add(lent, ".", filter=_as_root)
@@ -290,6 +302,12 @@ def _told(step: str) -> Iterator[None]:
         raise CommandFailed(f"{step}: the Docker daemon says: {said}", returncode=1, tail=(said,)) from None
     except (DockerException, RequestException) as error:
         raise HostError(f"{step}: the Docker daemon does not answer any more: {error}", "see its log") from None
+
+
+def _login(registry: str, environ: Mapping[str, str]) -> dict[str, str] | None:
+    """From all the places where credentials are; None leaves it to the SDK, which knows Docker's own."""
+    known = credentials.find(registry, environ).credentials
+    return {"username": known.user, "password": known.password} if known and known.user else None
 
 
 def _no_base(reference: str, said: str, image: Image) -> HostError:

@@ -175,19 +175,20 @@ def publish(step: Step, workshop: Workshop, timings: Timings) -> None:
             built=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             recipe=step.recipe,
             base=image.base.name or image.base.source.bootstrap,
-            versions=_versions(image, workshop.apptainer),
+            versions=_versions(image, workshop),
             seconds=timings.seconds,
         )
         tools.store.publish(manifest)
     tools.progress.note(f"{tools.store.sif(image.name)}  {manifest.size / 1e9:.2f} GB  sha256 {manifest.sha256[:12]}…")
 
 
-def _versions(image: Image, apptainer: Apptainer) -> dict[str, str]:
+def _versions(image: Image, workshop: Workshop) -> dict[str, str]:
     inside = {
         key.removeprefix("org.sifkit."): value for key, value in labels(image, sifkit_version=__version__).items()
     }
     names = ("python", "torch", "cuda", "llamafactory", "transformers")
-    return {"sifkit": __version__, "apptainer": str(apptainer.version()), **{name: inside[name] for name in names}}
+    made_with = {"apptainer": str(workshop.apptainer.version()), **workshop.engine}
+    return {"sifkit": __version__, **made_with, **{name: inside[name] for name in names}}
 
 
 def make(image: Image, workshop: Workshop, how: How) -> Timings:

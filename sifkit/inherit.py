@@ -30,7 +30,7 @@ def make_lock(spec: ImageSpec, wanted: Resolution, base: Scratch, site: Site, ru
     with tempfile.TemporaryDirectory(prefix="sifkit-lock-") as scratch:
         requirements = write_requirements(wanted, Path(scratch))
         report = Path(scratch, "report.json")
-        command = Command(tuple(pip_command(found, site, requirements, report)))
+        command = Command(tuple(pip_command(found, site, requirements, report)), env=pip_environment(site))
         result = runner.run(command, check=False)
         if result.returncode != 0:
             raise refusal(spec, found, "\n".join(result.tail), result.returncode, wheelhouse)
@@ -57,15 +57,27 @@ def _wheelhouse(site: Site) -> Path | None:
 
 def pip_command(found: Environment, site: Site, requirements: Path, report: Path) -> list[str]:
     """pip's command line, flag beside its value. Isolated, so that nobody's ~/.local counts as installed."""
-    index, wheelhouse = site.python_index, _wheelhouse(site)
+    wheelhouse = _wheelhouse(site)
     argv = [found.interpreter, "-I", "-m", "pip", "install", "--dry-run", "--report", str(report)]
     argv += ["--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--only-binary", ":all:"]
     if wheelhouse:
         argv += ["--isolated", "--no-index", "--find-links", str(wheelhouse)]
-    elif index.url:
-        argv += ["--index-url", index.url]
-        argv += ["--trusted-host", urlsplit(index.url).netloc] if index.url.startswith("http:") else []
     return [*argv, "--constraint", str(requirements.with_name(CONSTRAINTS)), "--requirement", str(requirements)]
+
+
+def pip_environment(site: Site) -> dict[str, str]:
+    """The site's indexes, not on the command line: everybody on a node sees those, passwords included."""
+    index = site.python_index
+    if index.wheelhouse:
+        return {}
+    urls = (*([index.url] if index.url else []), *index.extra_urls)
+    plain = [urlsplit(url).netloc.rpartition("@")[2] for url in urls if url.startswith("http:")]
+    found = {
+        "PIP_INDEX_URL": index.url or "",
+        "PIP_EXTRA_INDEX_URL": " ".join(index.extra_urls),
+        "PIP_TRUSTED_HOST": " ".join(plain),
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def missing_packages(report: dict[str, Any]) -> list[LockedPackage]:

@@ -193,7 +193,8 @@ def index_environment(wanted: Resolution, site: Site) -> dict[str, str]:
     index = site.python_index
     default = {"UV_DEFAULT_INDEX": index.url} if index.url and not index.wheelhouse else {}
     torch = index.torch_url.format(cuda=wanted.torch_backend) if index.torch_url and wanted.torch_backend else None
-    return {**default, **({"UV_INDEX": torch} if torch else {})}
+    further = [*(() if index.wheelhouse else index.extra_urls), *([torch] if torch else [])]
+    return {**default, **({"UV_INDEX": " ".join(further)} if further else {})}
 
 
 def locked_packages(pylock: dict[str, Any], wanted: Resolution) -> list[LockedPackage]:

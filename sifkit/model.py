@@ -25,6 +25,8 @@ AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f]*$")]
 # One token inside a definition header: Apptainer reads the rest of the line as the value.
 _ONE_LINE = r"^[^\s\x00-\x1f]+$"
 IMAGE_NAME = "[a-z0-9][a-z0-9._-]*"
+RegistryHost = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]+(:[0-9]+)?$")]
+RegistryPlace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*$")]
 SourceReference = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$")]
 OneWord = Annotated[str, StringConstraints(pattern=_ONE_LINE)]
 SectionName = Annotated[
@@ -59,6 +61,16 @@ class Debootstrap(Strict):
     snapshot: Annotated[str, StringConstraints(pattern=r"^[0-9]{8}T[0-9]{6}Z$")] | None = Field(
         None, description="the moment (UTC) whose packages are meant", examples=["20261120T000000Z"]
     )
+
+    @field_validator("mirror")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if "@" in (value or "").partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "the address holds a user or a password, and stands in the image: leave them out, and write "
+                "`machine HOST login USER password PASSWORD` into a file that debian.auth in the site file names"
+            )
+        return value
 
     @model_validator(mode="after")
     def _mirror_of_the_moment(self) -> Debootstrap:
@@ -271,14 +283,51 @@ class ImageWish(SpecContents):
 class PythonIndex(Strict):
     """Where Python packages come from on this site."""
 
-    url: OneWord | None = Field(None, description="package index; null takes uv's and pip's own default")
+    url: OneWord | None = Field(
+        None, description="package index; null takes UV_DEFAULT_INDEX, PIP_INDEX_URL or pip.conf, else the public one"
+    )
+    extra_urls: tuple[OneWord, ...] = Field(
+        (), description="further indexes, asked first; none takes UV_INDEX, PIP_EXTRA_INDEX_URL or pip.conf"
+    )
     torch_url: Annotated[str, StringConstraints(pattern=r"^[^\s{}]*(\{cuda\}[^\s{}]*)*$")] | None = Field(
         None, description="index of torch builds for other CUDA versions, with {cuda} for cu126 and the like"
     )
     wheelhouse: str | None = Field(None, description="directory of wheels, used instead of an index")
     ca_bundle: str | None = Field(
-        "auto", description="certificates for the build: auto takes the host's, null none, or a path; never baked in"
+        "auto",
+        description="certificates for everything that is reached, builds included: auto takes those of SSL_CERT_FILE, "
+        "REQUESTS_CA_BUNDLE or the host; null none; or a path; never baked in",
     )
+
+
+class SiteDebian(Strict):
+    """How Debian's packages are reached; the mirror itself is named in `bases`."""
+
+    auth: str | None = Field(
+        None,
+        description="file with users and passwords of mirrors, as apt_auth.conf(5) has them, lent to apt for the time "
+        "of a build; null takes the host's own for the mirror, where this user may read it",
+        examples=["/etc/apt/auth.conf.d/mirror.conf"],
+    )
+
+
+class SiteRegistry(Strict):
+    """How one registry is reached."""
+
+    mirror: RegistryPlace | None = Field(
+        None,
+        description="taken in its place: HOST[:PORT][/FOLDER]; names and digests in locks and images stay",
+        examples=["registry.example:5000/dockerhub"],
+    )
+    http: bool = Field(False, description="it speaks plain http")
+
+
+class SiteProxy(Strict):
+    """Proxies, before those of the environment."""
+
+    http: OneWord | None = Field(None, description="for http; null takes http_proxy", examples=["http://proxy:3128"])
+    https: OneWord | None = Field(None, description="for https; null takes https_proxy")
+    no_proxy: OneWord | None = Field(None, description="hosts that need none; null takes no_proxy")
 
 
 class SiteGpu(Strict):
@@ -331,6 +380,11 @@ class Site(Strict):
         default_factory=dict, description="logical base names of the specs, and how to get each"
     )
     python_index: PythonIndex = PythonIndex()
+    debian: SiteDebian = SiteDebian()
+    registries: dict[RegistryHost, SiteRegistry] = Field(
+        default_factory=dict, description="registries by host, docker.io among them", examples=[{"docker.io": {}}]
+    )
+    proxy: SiteProxy = SiteProxy()
     tmpdir: str = Field("auto", description="where images are assembled: node-local, with room; auto chooses")
     gpu: SiteGpu = SiteGpu()
     slurm: SiteSlurm = SiteSlurm()

@@ -25,9 +25,14 @@ _PASSWORD = re.compile(r"""([a-z][a-z0-9+.-]*://[^\s/?#:@'"]*:)([^\s/?#'"]+)(?=@
 _ALONE = re.compile(r"""(https?://)([^\s/?#:@'"*]+)(?=@)""", re.IGNORECASE)
 
 
+def is_secret(name: str) -> bool:
+    """Whether a variable of this name holds a secret."""
+    return _SECRET_NAME.search(name) is not None and _PLACE.search(name) is None
+
+
 def secrets_of(environ: Mapping[str, str], site: Site) -> tuple[str, ...]:
     """Tokens of the environment and passwords in any URL of the environment and the site file, the longest first."""
-    named = [value for name, value in environ.items() if _SECRET_NAME.search(name) and not _PLACE.search(name)]
+    named = [value for name, value in environ.items() if is_secret(name)]
     texts = [*environ.values(), site.model_dump_json()]
     inside = [match[2] for text in texts for pattern in (_PASSWORD, _ALONE) for match in pattern.finditer(text)]
     found = {form for value in (*named, *inside) for form in (value, unquote(value)) if len(form) >= _SHORTEST}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from sifkit.credentials import DOCKER_HUB
 from sifkit.errors import UsageError
 from sifkit.lock import base_of
-from sifkit.model import Base, DockerBase, ImageBase, Lock
+from sifkit.model import Base, DockerBase, ImageBase, Lock, Site
 
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _REFERENCE = re.compile(
@@ -58,6 +58,15 @@ class Reference:
     @property
     def _end(self) -> str:
         return (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+
+
+def mirrored(reference: Reference, site: Site) -> Reference:
+    """Where this site takes an image from: the name itself, or the one that its mirror has for it."""
+    known = site.registries.get(reference.registry)
+    if known is None or known.mirror is None:
+        return reference
+    host, _, folder = known.mirror.partition("/")
+    return replace(reference, registry=host, repository=f"{folder}/{reference.repository}".lstrip("/"))
 
 
 def reference_of(source: Base) -> Reference | None:

@@ -3,7 +3,7 @@
 The interface: github.com/opencontainers/distribution-spec, spec.md; how tokens are got:
 distribution.github.io/distribution/spec/auth/token. `Client.request` authenticates, waits and explains; everything else
 stands on it, as uploads do (`sifkit.share.upload`). Plain http is spoken with this machine, elsewhere only where the
-user allows it (APPTAINER_NOHTTPS, the variable that Apptainer itself asks for).
+user allows it (`registries` in the site file, or APPTAINER_NOHTTPS, the variable that Apptainer itself asks for).
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from urllib.parse import urlencode, urljoin, urlsplit
 from urllib.request import parse_http_list
 
 import requests
-from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from urllib3.util.retry import Retry
 
 from sifkit import credentials
 from sifkit.credentials import DOCKER_HUB, Credentials, Found
 from sifkit.errors import HostError, SifkitError, UsageError
+from sifkit.model import Site
+from sifkit.redact import redact
 from sifkit.reference import Reference
+from sifkit.sessions import Adapter
 
 INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
@@ -41,6 +43,7 @@ PATIENCE = 60.0  # seconds that a registry may ask us to wait
 TRIES = 4  # of what fails on the way, or while a registry says "too many requests"
 CHUNK = 1 << 17  # bytes; what is lost at most when a connection breaks
 PULL, PUSH = "pull", "pull,push"  # what credentials are asked to allow
+PROXY_FIX = "correct https_proxy, http_proxy or no_proxy, or `proxy` in the site file: http://USER:PASSWORD@HOST:PORT"
 CERTIFICATES = ("/etc/docker/certs.d", "/etc/containers/certs.d")
 
 
@@ -86,20 +89,12 @@ class _Authorized(AuthBase):
         return request
 
 
-class _Trusting(HTTPAdapter):
-    """Tries again what failed on the way, and trusts the certificates of `certificates_for`."""
-
-    def __init__(self, context: ssl.SSLContext, tries: int) -> None:
-        self._context = context
-        states = (500, 502, 503, 504)
-        # other: a certificate that is not trusted will not be the next time either
-        retry = Retry(
-            total=tries - 1, other=0, backoff_factor=0.4, status_forcelist=states, respect_retry_after_header=False
-        )
-        super().__init__(max_retries=retry)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
+def _retry(tries: int) -> Retry:
+    """Tries again what failed on the way; a certificate that is not trusted will not be the next time either."""
+    states = (500, 502, 503, 504)
+    return Retry(
+        total=tries - 1, other=0, backoff_factor=0.4, status_forcelist=states, respect_retry_after_header=False
+    )
 
 
 def certificates_for(registry: str, environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -107,6 +102,12 @@ def certificates_for(registry: str, environ: Mapping[str, str]) -> tuple[Path, .
     home = environ.get("HOME")
     places = [*CERTIFICATES, *([f"{home}/.config/containers/certs.d"] if home else [])]
     return tuple(path for place in places for path in sorted(Path(place, registry).glob("*.crt")))
+
+
+def plain_is_allowed(registry: str, environ: Mapping[str, str], site: Site) -> bool:
+    """Whether the user lets a registry be asked without TLS."""
+    known = site.registries.get(registry)
+    return (known is not None and known.http) or environ.get("APPTAINER_NOHTTPS", "").lower() in ("1", "true", "yes")
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Settings:
     ca_bundle: Path | None = None
     say: Callable[[str], None] = lambda _: None
     sleep: Callable[[float], None] = time.sleep
+    site: Site = field(default_factory=Site)
 
 
 class Client:
@@ -136,7 +138,7 @@ class Client:
         session = requests.Session()
         session.headers["User-Agent"] = "sifkit"
         for scheme in ("https://", "http://"):
-            session.mount(scheme, _Trusting(self._context, tries))
+            session.mount(scheme, Adapter(self._settings.environ, self._context, _retry(tries)))
         return session
 
     def _trust(self, context: ssl.SSLContext) -> None:
@@ -247,6 +249,8 @@ class Client:
         url = urljoin(f"{self._reach()}/v2/", path)  # an upload's location may be a whole URL
         scope = f"repository:{repository}:{actions}"
         answer = self._patiently(method, url, scope, options)
+        if answer.status_code == 407:
+            raise HostError(f"the proxy before {self.registry} asks for a password, or for another", PROXY_FIX)
         if answer.status_code == 401:
             answer.close()
             self._authorization[scope] = self._authorize(answer, scope)
@@ -277,7 +281,7 @@ class Client:
 
     def _may_be_plain(self) -> bool:
         host = (urlsplit(f"//{self.registry}").hostname or "").lower()
-        allowed = self._settings.environ.get("APPTAINER_NOHTTPS", "").lower() in ("1", "true", "yes")
+        allowed = plain_is_allowed(self.registry, self._settings.environ, self._settings.site)
         return allowed or host == "localhost" or _is_loopback(host)
 
     def _speaks_tls(self) -> bool:
@@ -396,7 +400,7 @@ class Client:
         own = "" if known else f"log in, which raises the limit (docker login {self.registry}); or "
         raise HostError(
             f"{self.registry} limits requests{wait}: {_said(answer) or 'HTTP 429'}",
-            f"{own}wait; or name a mirror of it in the site file: bases.NAME.from",
+            f"{own}wait; or name a mirror of it in the site file: registries",
         )
 
 
@@ -420,7 +424,8 @@ def unreachable(registry: str, error: requests.RequestException) -> SifkitError:
     if isinstance(error, requests.exceptions.SSLError) and _is_plain_http(error):
         return HostError(
             f"{registry} speaks plain http, which anybody on the way can change",
-            "give it a certificate; or, on a network that you trust, set APPTAINER_NOHTTPS=1 (Apptainer needs it, too)",
+            "give it a certificate; or, on a network that you trust, say so in the site file: "
+            f"registries: {{'{registry}': {{http: true}}}}, or for all of them: APPTAINER_NOHTTPS=1",
         )
     if isinstance(error, requests.exceptions.SSLError):
         why = re.search(r"certificate verify failed: ([^(]+)", text)
@@ -430,12 +435,12 @@ def unreachable(registry: str, error: requests.RequestException) -> SifkitError:
             "or name the bundle: python_index.ca_bundle in the site file, or SSL_CERT_FILE",
         )
     if isinstance(error, requests.exceptions.ProxyError):
-        return HostError(f"{registry} cannot be reached through the proxy: {text}", "correct https_proxy or no_proxy")
+        return HostError(f"{registry} cannot be reached through the proxy: {redact(text)}", PROXY_FIX)
     fault = "no such host" if re.search(r"[Nn]ame or service|resolve|getaddrinfo", text) else "does not answer"
     return Lost(
         f"{registry} cannot be reached: {host} {fault} ({type(error).__name__})",
         "check name, port and network; "
-        "behind a firewall set https_proxy, or name a mirror in the site file: bases.NAME.from",
+        "behind a firewall set https_proxy, or name a mirror in the site file: registries",
     )
 
 

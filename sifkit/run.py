@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from sifkit.errors import CommandFailed, HostError
-from sifkit.redact import redact
+from sifkit.redact import HIDDEN, is_secret, redact
 
 TAIL_LINES = 40
 
@@ -50,7 +50,9 @@ class Command:
 
     def shown(self) -> str:
         """The command as a person would type it."""
-        assignments = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
+        assignments = [
+            f"{name}={HIDDEN if is_secret(name) else shlex.quote(value)}" for name, value in self.env.items()
+        ]
         return " ".join([*assignments, shlex.join(self.argv)])
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sifkit import kept
+from sifkit import kept, obtaining
 from sifkit.apptainer import Apptainer, Bind, Exec
 from sifkit.deffile import HOST_DIR, render_base
 from sifkit.layers import SQUASH
 from sifkit.lending import lend
+from sifkit.logins import Login
 from sifkit.model import Image, digest_of
 from sifkit.progress import Progress
 from sifkit.run import Command
@@ -31,6 +32,7 @@ class Workshop:
     apptainer: Apptainer
     tmpdir: Path
     log: Path
+    engine: dict[str, str] = field(default_factory=dict)  # what else made the image, with its version
 
     def run(self, command: Command) -> None:
         """Run a program, its output in the log and its last line before the person."""
@@ -47,19 +49,22 @@ class Workshop:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def lend(self, directory: Path) -> tuple[Bind, ...]:
-        """The site's certificates, settings and caches, `directory` among them, at HOST_DIR."""
-        return lend(directory, self.tools.site, self.tools.environ, self.tools.cache)
+    def lend(self, directory: Path, debian: Iterable[Login] = ()) -> tuple[Bind, ...]:
+        """The site's certificates, settings and caches, `directory` among them, at HOST_DIR; and logins for apt."""
+        return lend(directory, self.tools.site, self.tools.environ, self.tools.cache, debian)
 
     def apptainer_build(self, definition: str, target: Path, *, sandbox: bool = False) -> None:
         """Run Apptainer with what the site lends bound for the time of the build."""
+        site, root = self.tools.site, self.tools.project.root
+        definition = obtaining.through_mirror(definition, site)
         with self.scratch() as scratch:
             deffile = scratch / "image.def"
             deffile.write_text(definition, encoding="utf-8")
-            binds = self.lend(scratch / "lent")
-            root = self.tools.project.root
+            binds = self.lend(scratch / "lent", obtaining.logins_for(definition, site))
+            env = obtaining.environment_for(definition, site, self.tools.environ, scratch)
             command = self.apptainer.build_command
-            self.run(command(target, deffile, binds=binds, root=root, tmpdir=scratch, sandbox=sandbox))
+            built = command(target, deffile, binds=binds, root=root, tmpdir=scratch, sandbox=sandbox)
+            self.run(replace(built, env={**built.env, **env}))
 
     def run_in(self, image: Path, script: str, scratch: Path, files: dict[str, str], *binds: Bind) -> None:
         """Run a shell script in a container of `image` with what the site lends and some files at HOST_DIR."""

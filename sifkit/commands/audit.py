@@ -92,7 +92,7 @@ def _audit(subject: str, tools: Tools, gpus: tuple[str, ...]) -> tuple[Check, ..
 def _check_lock(subject: str, tools: Tools, database: str | None, ignore: list[str], *, as_json: bool) -> None:
     locked = find_lock(subject, tools.project)
     packages = locked.lock.versions()
-    answer = ask(database, packages, Wire(ca_bundle(tools.site, tools.environ)), tools.progress)
+    answer = ask(database, packages, Wire(ca_bundle(tools.site, tools.environ), tools.environ), tools.progress)
     judged = report.sort_out(locked, answer, find(packages, answer.entries), ignore)
     for name in judged.unused:
         tools.progress.note(f"--ignore {name}: nothing of that name was found")

@@ -47,9 +47,9 @@ def update(
 
     tools = make_tools(project, site_file, verbose)
     site, environ = tools.site, tools.environ
-    url = site.python_index.url or environ.get("UV_DEFAULT_INDEX") or environ.get("PIP_INDEX_URL") or DEFAULT_INDEX
+    url = site.python_index.url or DEFAULT_INDEX
     others = read_torch.torch_index(site.python_index.torch_url, tuple(cuda or ()))
-    with Index(url, ca_bundle(site, environ)) as index:
+    with Index(url, ca_bundle(site, environ), environ) as index:
         kept = [row for row in tools.tables.builds if row.index == "torch" and row.cuda not in (cuda or ())]
         texts = updating.read_all(index, others, tools.progress, kept)
     changed = updating.changed(tools.project.compat, texts)

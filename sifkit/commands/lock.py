@@ -133,7 +133,7 @@ def _ask(base: ImageBase, tools: Tools) -> str:
     """Raises with one more way out: the tag as it is."""
     reference = reference_of(base.source)
     assert reference is not None
-    settings = Settings(tools.environ, ca_bundle(tools.site, tools.environ), tools.progress.note)
+    settings = Settings(tools.environ, ca_bundle(tools.site, tools.environ), tools.progress.note, site=tools.site)
     try:
         with tools.progress.phase(f"digest of {reference.short}"):
             return digests.resolve(reference, settings)

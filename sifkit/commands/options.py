@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from sifkit import site
+from sifkit import index, site
 from sifkit.errors import UsageError
+from sifkit.model import Site
 from sifkit.progress import progress_for
 from sifkit.redact import redact, secrets_of
 from sifkit.run import Runner
@@ -35,17 +36,23 @@ NoCheckOption = Annotated[bool, typer.Option("--no-check", help="go on whatever 
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="show commands and all their output")]
 
 
+def site_and_environ(site_file: Path | None, cwd: Path) -> tuple[Site, dict[str, str]]:
+    """The site with its indexes named, and the environment with its proxies and certificates."""
+    found = index.complete(site.load_site(site_file, os.environ, cwd), os.environ)
+    return found, site.reach(os.environ, found)
+
+
 def make_tools(project: Path | None, site_file: Path | None, verbose: bool) -> Tools:
     """Everything that a command acts with. Raises `UsageError` for a site file that is wrong."""
-    environ = dict(os.environ)
     echo = (lambda text: narration.print(text, markup=False, highlight=False, soft_wrap=True)) if verbose else None
     if project is not None and not (project / "definitions").is_dir():
         raise UsageError(f"--project {project}: there is no definitions/ in it", "name the directory that holds it")
-    found = site.load_site(site_file, environ, Path.cwd())
+    found, environ = site_and_environ(site_file, Path.cwd())
+    secrets = (*secrets_of(environ, found), *site.passwords_of_mirrors(found))
     return Tools(
         project=find_project((project or Path.cwd()).absolute()),
         site=found,
-        runner=Runner(environ, echo, partial(redact, secrets=secrets_of(environ, found))),
+        runner=Runner(environ, echo, partial(redact, secrets=secrets)),
         progress=progress_for(narration, verbose=verbose),
         environ=environ,
     )

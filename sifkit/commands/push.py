@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from sifkit.commands.options import (
     make_tools,
     narration,
     print_json,
+    site_and_environ,
 )
 from sifkit.errors import UsageError
 from sifkit.progress import progress_for
@@ -23,7 +23,7 @@ from sifkit.reference import Reference
 from sifkit.registry import Settings
 from sifkit.run import Runner
 from sifkit.share import push as pushing
-from sifkit.site import ca_bundle, load_site
+from sifkit.site import ca_bundle
 from sifkit.spec import NoProject, Project
 from sifkit.tools import Tools
 
@@ -63,14 +63,14 @@ def tools_around(project: Path | None, site_file: Path | None, verbose: bool, *,
     except NoProject:
         if needed:
             raise
-        environ, here = dict(os.environ), Path.cwd()
-        site = load_site(site_file, environ, here)
+        here = Path.cwd()
+        site, environ = site_and_environ(site_file, here)
         return Tools(Project(here), site, Runner(environ), progress_for(narration, verbose=verbose), environ)
 
 
 def settings_of(tools: Tools) -> Settings:
     """How registries are reached from here."""
-    return Settings(tools.environ, ca_bundle(tools.site, tools.environ), tools.progress.note)
+    return Settings(tools.environ, ca_bundle(tools.site, tools.environ), tools.progress.note, site=tools.site)
 
 
 def as_json(done: pushing.Pushed) -> dict[str, Any]:

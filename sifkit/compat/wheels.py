@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import InvalidVersion, Version
 from pypi_simple import DistributionPackage, NoSuchProjectError, PyPISimple
 from remotezip import RemoteIOError, RemoteZip, RemoteZipError
-from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 from sifkit.errors import HostError
 from sifkit.progress import Progress
+from sifkit.sessions import Adapter
 
 DEFAULT_INDEX = "https://pypi.org/simple/"
 TAIL_BYTES = 1 << 20  # holds the table of contents of torch's wheel: 13,000 files
@@ -79,14 +79,14 @@ def _oldest_of(tags: frozenset[Tag]) -> str | None:
 class Index:
     """A package index (PEP 503 or 691) whose files answer range requests."""
 
-    def __init__(self, url: str = DEFAULT_INDEX, ca_bundle: Path | None = None) -> None:
-        self.url = url
+    def __init__(
+        self, url: str = DEFAULT_INDEX, ca_bundle: Path | None = None, environ: Mapping[str, str] | None = None
+    ) -> None:
+        self.url, self._ca_bundle, self._environ = url, ca_bundle, environ
         self.session = requests.Session()
-        if ca_bundle:
-            self.session.verify = str(ca_bundle)
-        retry = HTTPAdapter(max_retries=Retry(total=4, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504)))
-        self.session.mount("https://", retry)
-        self.session.mount("http://", retry)
+        retry = Retry(total=4, other=0, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
+        for scheme in ("https://", "http://"):
+            self.session.mount(scheme, Adapter(environ, ca_bundle, retry))
         self._client = PyPISimple(url, session=self.session)
         self._files: dict[str, list[DistributionPackage]] = {}
 
@@ -130,10 +130,8 @@ class Index:
             yield Wheel(file, archive)
 
     def beside(self, url: str) -> Index:
-        """Another index, read with the same certificates."""
-        other = Index(url)
-        other.session.verify = self.session.verify
-        return other
+        """Another index, read with the same certificates and proxies."""
+        return Index(url, self._ca_bundle, self._environ)
 
     def __enter__(self) -> Index:
         return self

@@ -19,12 +19,12 @@ from urllib.parse import quote, urlsplit
 
 import requests
 from pydantic import BaseModel, ValidationError
-from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 from sifkit.compat.wheels import read_each, shown
 from sifkit.errors import HostError, UsageError
 from sifkit.progress import Progress
+from sifkit.sessions import Adapter
 from sifkit.vulnerabilities.osv import ECOSYSTEM, Entry
 
 API = "https://api.osv.dev"
@@ -56,9 +56,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Wire:
-    """How servers are spoken to. Proxies come from the environment."""
+    """How servers are spoken to."""
 
     ca_bundle: Path | None = None
+    environ: Mapping[str, str] | None = None  # whose proxies; None: this process's
     timeout: float = 30.0  # seconds without an answer
     pause: float = 1.0  # seconds before the second try, doubled for each further one
     tries: int = 4
@@ -66,8 +67,6 @@ class Wire:
     def session(self) -> requests.Session:
         """Asks again where a server is overloaded or broken for a moment."""
         session = requests.Session()
-        if self.ca_bundle:
-            session.verify = str(self.ca_bundle)
         retry = Retry(
             total=self.tries - 1,
             backoff_factor=self.pause,
@@ -77,7 +76,7 @@ class Wire:
             raise_on_status=False,
         )
         for scheme in ("https://", "http://"):
-            session.mount(scheme, HTTPAdapter(max_retries=retry))
+            session.mount(scheme, Adapter(self.environ, self.ca_bundle, retry))
         return session
 
 

@@ -1,42 +1,39 @@
 """No secret in anything that a build leaves: every byte is looked at, file systems of images and layers included.
 
-The package index demands a password and is reached through a proxy that demands another, so that both are really used,
-by debootstrap and apt, uv and pip. Tokens and a netrc are planted beside them.
+The package index and the Debian mirror have certificates of a private CA and demand a password each, and are reached
+through a proxy that demands another, so that all are really used, by debootstrap and apt, uv and pip. Tokens and a
+netrc are planted beside them.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import http.client
-import http.server
 import os
-import select
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 from sifkit.errors import Exit
 from sifkit.sifwrite import partition
+from sifkit.site import apt_mirrors
 from sifkit.squash import Source, listing
-from tests.integration import toy
+from tests.integration import mirror_servers, toy
+from tests.integration.mirror_servers import Authority, Proxy, Served, basic
 
 pytestmark = pytest.mark.apptainer
 
-INDEX = "packages.example"  # known to the proxy alone
-READER, PROXY_USER = "reader", "traveller"
+INDEX, DEBIAN = "packages.example", "debian.example"  # known to the proxy alone
+READER, DEBIAN_USER, PROXY_USER = "reader", "builder", "traveller"
 SECRETS = {
     "index": "index-Pa55word-4711",
     "wrong": "wrong-Pa55word-4712",
     "proxy": "proxy-Pa55word-4713",
+    "debian": "debian-Pa55word-4720",
     "netrc": "netrc-Pa55word-4714",
     "pip": "pip-Pa55word-4715",
     "uv": "uv-Pa55word-4716",
@@ -46,137 +43,44 @@ SECRETS = {
 }
 
 
-def basic(user: str, password: str) -> str:
-    return base64.b64encode(f"{user}:{password}".encode()).decode()
-
-
-# What must be nowhere: each secret, and the two that travel in headers as they do so.
+# What must be nowhere: each secret, and the three that travel in headers as they do so.
 NOWHERE = {
     **{name: value.encode() for name, value in SECRETS.items()},
     "index, in a header": basic(READER, SECRETS["index"]).encode(),
+    "debian, in a header": basic(DEBIAN_USER, SECRETS["debian"]).encode(),
     "proxy, in a header": basic(PROXY_USER, SECRETS["proxy"]).encode(),
 }
 
 
-# ------------------------------------------------------------------ a proxy, with an index behind it
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """A proxy as http.server makes it easy: absolute addresses and CONNECT, each with a password."""
-
-    protocol_version = "HTTP/1.1"
-    directory: Path
-    served: list[str]
-
-    def do_GET(self) -> None:
-        if not self._allowed("Proxy-Authorization", PROXY_USER, SECRETS["proxy"], 407, "Proxy-Authenticate"):
-            return
-        parts = urlsplit(self.path)
-        if parts.hostname == INDEX:
-            self._index(parts.path)
-        else:
-            self._forward(parts.netloc, parts.path + (f"?{parts.query}" if parts.query else ""))
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_CONNECT(self) -> None:
-        if not self._allowed("Proxy-Authorization", PROXY_USER, SECRETS["proxy"], 407, "Proxy-Authenticate"):
-            return
-        host, _, port = self.path.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=60) as there:
-            self.send_response(200)
-            self.end_headers()
-            ends = {self.connection: there, there: self.connection}
-            while ready := select.select(list(ends), [], [], 60)[0]:
-                for end in ready:
-                    data = end.recv(1 << 16)
-                    if not data:
-                        self.close_connection = True
-                        return
-                    ends[end].sendall(data)
-
-    def _allowed(self, header: str, user: str, password: str, code: int, challenge: str) -> bool:
-        if self.headers.get(header) == f"Basic {basic(user, password)}":
-            return True
-        self._answer(code, b"who are you?", **{challenge: 'Basic realm="here"'})
-        return False
-
-    def _index(self, path: str) -> None:
-        if not self._allowed("Authorization", READER, SECRETS["index"], 401, "WWW-Authenticate"):
-            return
-        if path.startswith("/broken/"):
-            self._answer(500, b"out of order")
-            return
-        file = self.directory / path.strip("/").removeprefix("simple/")
-        file = file / "index.html" if file.is_dir() else file
-        if file.is_file():
-            self.served.append(path)
-            self._answer(200, file.read_bytes(), **{"Content-Type": "text/html" if file.suffix == ".html" else "x/y"})
-        else:
-            self._answer(404, b"no such thing")
-
-    def _answer(self, code: int, body: bytes, **headers: str) -> None:
-        self.send_response(code)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def _forward(self, host: str, path: str) -> None:
-        mine = ("proxy-authorization", "proxy-connection", "connection", "accept-encoding")
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in mine}
-        connection = http.client.HTTPConnection(host, timeout=60)
-        try:
-            connection.request(self.command, path, headers=headers)
-            answer = connection.getresponse()
-            body = answer.read()
-            passed_on = ("Content-Type", "Last-Modified", "Location")
-            kept = {name: value for name, value in answer.getheaders() if name in passed_on}
-            self._answer(answer.status, body, **kept)
-        finally:
-            connection.close()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Quiet."""
+# ------------------------------------------------------------------ the site's mirrors
 
 
 @dataclass(frozen=True)
-class Proxy:
-    url: str
-    served: list[str] = field(default_factory=list)
+class Mirrors:
+    """Of which each shows that it was used."""
+
+    authority: Authority
+    index: Served
+    debian: Served
+    proxy: Proxy
 
 
 @pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """A proxy that knows the way to an index of the toys."""
-    directory = make_index(toy.make_wheelhouse(tmp_path_factory.mktemp("wheels")), tmp_path_factory.mktemp("index"))
-    served: list[str] = []
-    handler = type("OurHandler", (Handler,), {"directory": directory, "served": served})
-    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    web.daemon_threads = True
-    web.block_on_close = False
-    thread = threading.Thread(target=web.serve_forever)
-    thread.start()
-    try:
-        yield Proxy(f"http://{PROXY_USER}:{SECRETS['proxy']}@127.0.0.1:{web.server_address[1]}", served)
-    finally:
-        web.shutdown()
-        thread.join()
-        web.server_close()
-
-
-def make_index(wheelhouse: Path, index: Path) -> Path:
-    """A folder a package (PEP 503), with hashes, which locks need."""
-    for wheel in wheelhouse.glob("*.whl"):
-        folder = index / wheel.name.split("-")[0].replace("_", "-").lower()
-        folder.mkdir(exist_ok=True)
-        shutil.copy(wheel, folder)
-        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        link = f'<a href="{wheel.name}#sha256={digest}">{wheel.name}</a>'
-        (folder / "index.html").write_text(f"<!DOCTYPE html><html><body>{link}</body></html>")
-    return index
+def mirrors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mirrors]:
+    """An index of the toys, and what the host's own Debian mirror has."""
+    wheelhouse = toy.make_wheelhouse(tmp_path_factory.mktemp("wheels"))
+    index = mirror_servers.make_index(wheelhouse, tmp_path_factory.mktemp("index"))
+    authority = mirror_servers.make_authority(tmp_path_factory.mktemp("ca"), INDEX, DEBIAN)
+    upstream = next(iter(apt_mirrors().values()), "http://deb.debian.org/debian")
+    files, packages = mirror_servers.files, tmp_path_factory.mktemp("debian")
+    with ExitStack() as open_:
+        of_index = open_.enter_context(files(index, READER, SECRETS["index"], authority=authority))
+        of_debian = open_.enter_context(
+            files(packages, DEBIAN_USER, SECRETS["debian"], authority=authority, upstream=upstream)
+        )
+        places = {INDEX: of_index.port, DEBIAN: of_debian.port}
+        proxy = open_.enter_context(mirror_servers.proxy(PROXY_USER, SECRETS["proxy"], places))
+        yield Mirrors(authority, of_index, of_debian, proxy)
 
 
 # ------------------------------------------------------------------ one build, with everything planted
@@ -187,7 +91,7 @@ class Ground:
     """Everything that a build may leave something in lies below `root`."""
 
     root: Path
-    proxy: Proxy
+    mirrors: Mirrors
 
     @property
     def project(self) -> Path:
@@ -201,8 +105,8 @@ class Ground:
             "HOME": str(self.root / "home"),
             "SIFKIT_CACHE": str(self.root / cache),
             "TMPDIR": str(self.root / "tmp"),
-            "http_proxy": self.proxy.url,
-            "https_proxy": self.proxy.url,
+            "http_proxy": self.mirrors.proxy.url,
+            "HTTPS_PROXY": self.mirrors.proxy.url,
             "HF_TOKEN": SECRETS["hf"],
             "HUGGING_FACE_HUB_TOKEN": SECRETS["hub"],
             "WANDB_API_KEY": SECRETS["wandb"],
@@ -212,8 +116,14 @@ class Ground:
 
     def site(self, path: str, password: str) -> str:
         """A site file whose index is at `path`."""
-        file = self.root / "site.yaml"
-        file.write_text(f"python_index: {{url: 'http://{READER}:{password}@{INDEX}/{path}/'}}\n")
+        file, auth = self.root / "site.yaml", self.root / "auth.conf"
+        auth.write_text(f"machine {DEBIAN}/debian login {DEBIAN_USER} password {SECRETS['debian']}\n")
+        file.write_text(
+            f"bases: {{debian-trixie: {{bootstrap: debootstrap, suite: trixie, mirror: 'https://{DEBIAN}/debian'}}}}\n"
+            f"debian: {{auth: '{auth}'}}\n"
+            f"python_index:\n  url: 'https://{READER}:{password}@{INDEX}/{path}/'\n"
+            f"  ca_bundle: '{self.mirrors.authority.ca}'\n"
+        )
         return str(file)
 
     def sifkit(self, *words: str, site: str, cache: str = "cache") -> subprocess.CompletedProcess[str]:
@@ -222,12 +132,12 @@ class Ground:
 
     def left(self) -> list[Path]:
         """What is there besides what was planted."""
-        planted = {self.root / "site.yaml", self.root / "home" / ".netrc"}
+        planted = {self.root / "site.yaml", self.root / "auth.conf", self.root / "home" / ".netrc"}
         return [path for path in self.root.rglob("*") if path.is_file() and path not in planted]
 
 
 @pytest.fixture(scope="module")
-def ground(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Ground:
+def ground(mirrors: Mirrors, tmp_path_factory: pytest.TempPathFactory) -> Ground:
     root = tmp_path_factory.mktemp("ground")
     for name in ("home", "tmp", "project/definitions"):
         (root / name).mkdir(parents=True)
@@ -235,7 +145,7 @@ def ground(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Ground:
     netrc.write_text(f"machine {INDEX} login {READER} password {SECRETS['netrc']}\n")
     netrc.chmod(0o600)
     (root / "project" / "definitions" / "toy.yaml").write_text(toy.SPEC)
-    return Ground(root, proxy)
+    return Ground(root, mirrors)
 
 
 @dataclass(frozen=True)
@@ -289,9 +199,27 @@ def found_in_files(paths: list[Path]) -> list[tuple[Path, str]]:
 
 
 def test_the_secrets_were_really_used(built: Built) -> None:
-    wheels = {path.rpartition("/")[2].split("-")[0] for path in built.ground.proxy.served if path.endswith(".whl")}
+    mirrors = built.ground.mirrors
+    wheels = {path.rpartition("/")[2].split("-")[0] for path in mirrors.index.paths if path.endswith(".whl")}
     assert wheels >= {*toy.TOYS, "uv"}
-    assert list((built.ground.root / "cache" / "bases").glob("*.sif"))
+    packages = {path.rpartition("/")[2].split("_")[0] for path in mirrors.debian.paths if path.endswith(".deb")}
+    assert packages >= {"dash", "python3-venv"}  # by debootstrap, and by apt in the container
+    assert set(mirrors.proxy.passed) == {f"CONNECT {INDEX}:443", f"CONNECT {DEBIAN}:443"}
+
+
+def test_the_image_says_which_mirror_it_has_and_not_how_it_is_reached(built: Built, tmp_path: Path) -> None:
+    """Neither a login nor a certificate: nothing of what was lent."""
+    found = partition(built.ground.project / "images" / "toy.sif")
+    there = listing(found)
+    unsquash(found.path, found.offset, tmp_path / "tree")
+    sources = [(tmp_path / "tree" / name[1:]).read_text() for name in there if name == "/etc/apt/sources.list"]
+    assert sources == [f"deb https://{DEBIAN}/debian trixie main\n"]
+    lent = ("auth.conf", "ca-bundle.crt", "apt.conf", "site.sh", "wgetrc", "registry.crt")
+    own = (name for name in there if not name.startswith("/usr/share/doc/"))
+    assert [name for name in own if name.rpartition("/")[2] in lent] == []
+    line = built.ground.mirrors.authority.ca.read_text().splitlines()[1].encode()
+    holders = [path for path in (tmp_path / "tree").rglob("*") if path.is_file() and not path.is_symlink()]
+    assert [path for path in holders if line in path.read_bytes()] == []
 
 
 def test_a_search_finds_what_is_there(built: Built) -> None:

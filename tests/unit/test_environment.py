@@ -119,19 +119,23 @@ def test_an_environment_that_would_be_hidden_when_the_image_runs_is_refused(path
 
 
 @pytest.mark.parametrize(
-    ("index", "words"),
+    ("index", "environment"),
     [
-        ({"url": "http://i.example:81/simple"}, "--index-url http://i.example:81/simple --trusted-host i.example:81"),
-        ({"url": "https://index.example/simple"}, "--index-url https://index.example/simple --constraint"),
-        ({}, ":all: --constraint"),
+        ({"url": "http://u:w@i.ex:81/"}, {"PIP_INDEX_URL": "http://u:w@i.ex:81/", "PIP_TRUSTED_HOST": "i.ex:81"}),
+        ({"url": "https://index.example/simple"}, {"PIP_INDEX_URL": "https://index.example/simple"}),
+        ({"extra_urls": ("https://a.ex", "https://b.ex")}, {"PIP_EXTRA_INDEX_URL": "https://a.ex https://b.ex"}),
+        ({}, {}),
     ],
 )  # fmt: skip
-def test_without_a_wheelhouse_the_sites_index_is_asked(index: dict[str, str], words: str) -> None:
+def test_without_a_wheelhouse_the_sites_index_is_asked_and_stands_in_no_command_line(
+    index: dict[str, object], environment: dict[str, str]
+) -> None:
     site = Site.model_validate({"python_index": index})
     argv = " ".join(inherit.pip_command(FOUND, site, Path("work/in"), Path("report")))
     assert argv.startswith("/opt/torch/.venv/bin/python -I -m pip install --dry-run --report report ")
-    assert words in argv
+    assert ":all: --constraint" in argv
     assert "--no-index" not in argv
+    assert inherit.pip_environment(site) == environment
 
 
 def test_a_wheelhouse_turns_the_index_and_personal_settings_off(tmp_path: Path) -> None:
