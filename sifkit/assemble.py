@@ -190,9 +190,8 @@ class Layers:
 
     def _install_whole(self, packages: Sequence[LockedPackage], venv: Path, uv: Source | None) -> None:
         """Install; what uv's cache holds damaged is loaded again. uv does not look at what it keeps unpacked."""
-        _make_environment(venv, uv)
         try:
-            self._install(packages, has_uv=bool(uv))
+            self._install(packages, venv, uv)
             again = self._damaged(packages, venv)
         except CommandFailed as error:
             if not any("Failed to install" in line for line in error.tail):
@@ -201,10 +200,8 @@ class Layers:
         if again:
             self.workshop.tools.progress.note(f"damaged in uv's cache, loaded again: {', '.join(again)}")
             shutil.rmtree(venv)
-            _make_environment(venv, uv)
-            self._install(
-                packages, again, has_uv=bool(uv)
-            )  # what is not as recorded now is the wheel's own fault: its hash is right
+            # what is not as recorded after this is the wheel's own fault: its hash is right
+            self._install(packages, venv, uv, again)
 
     def _damaged(self, packages: Sequence[LockedPackage], venv: Path) -> list[str]:
         """Packages with a file that is not as their RECORD says."""
@@ -213,13 +210,17 @@ class Layers:
         found = together(tasks, lambda: None, processors())
         return [one.name for one, damaged in zip(packages, found, strict=True) if damaged]
 
-    def _install(self, packages: Sequence[LockedPackage], anew: Sequence[str] = (), *, has_uv: bool) -> None:
+    def _install(
+        self, packages: Sequence[LockedPackage], venv: Path, uv: Source | None, anew: Sequence[str] = ()
+    ) -> None:
+        """Make the environment, with the uv of a layer if there is one, and install into it."""
+        _make_environment(venv, uv)
         files = {
             Path(WHOLE_LOCK).name: self.image.lock.text,
             Path(MISSING_LOCK).name: partial_lock(packages),
         }
         above = Bind(self._cache, str(Path(VENV).parent), writable=True)
-        script = install_script(self.image, anew, uv_is_there=has_uv)
+        script = install_script(self.image, anew, uv_is_there=uv is not None)
         with self.workshop.scratch() as scratch:
             self.workshop.run_in(self.base, script, scratch, files, above)
 

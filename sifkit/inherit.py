@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 from sifkit.environment import Environment, read_environment, require_torch, require_usable, torch_advice
 from sifkit.errors import CommandFailed, UsageError
+from sifkit.lending import indexes
 from sifkit.lock import CONSTRAINTS, advice, index_advice, parse_lock, render_lock, write_requirements
 from sifkit.model import ImageSpec, Lock, LockedPackage, Resolution, Scratch, Site
 from sifkit.run import Command, Runner
@@ -67,17 +68,8 @@ def pip_command(found: Environment, site: Site, requirements: Path, report: Path
 
 def pip_environment(site: Site) -> dict[str, str]:
     """The site's indexes, not on the command line: everybody on a node sees those, passwords included."""
-    index = site.python_index
-    if index.wheelhouse:
-        return {}
-    urls = (*([index.url] if index.url else []), *index.extra_urls)
-    plain = [urlsplit(url).netloc.rpartition("@")[2] for url in urls if url.startswith("http:")]
-    found = {
-        "PIP_INDEX_URL": index.url or "",
-        "PIP_EXTRA_INDEX_URL": " ".join(index.extra_urls),
-        "PIP_TRUSTED_HOST": " ".join(plain),
-    }
-    return {name: value for name, value in found.items() if value}
+    found = {} if site.python_index.wheelhouse else indexes(site.python_index)
+    return {name: value for name, value in found.items() if name.startswith("PIP_")}
 
 
 def missing_packages(report: dict[str, Any]) -> list[LockedPackage]:

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from sifkit.apptainer import Bind
 from sifkit.deffile import HOST_DIR
 from sifkit.logins import Login
-from sifkit.model import Site
-from sifkit.site import ca_bundle
+from sifkit.model import PythonIndex, Site
+from sifkit.site import CA_VARIABLES, ca_bundle
 
 BUNDLE, APT_CONF, APT_AUTH, WGETRC = "ca-bundle.crt", "apt.conf", "auth.conf", "wgetrc"
 
@@ -59,21 +59,21 @@ def site_script(site: Site, environ: Mapping[str, str], *, has_bundle: bool) -> 
     index, exports = site.python_index, {name: environ[name] for name in _PROXIES if environ.get(name)}
     exports["APT_CONFIG"] = f"{HOST_DIR}/{APT_CONF}"
     if has_bundle:
-        names = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO")
-        exports |= dict.fromkeys(names, f"{HOST_DIR}/{BUNDLE}")
+        exports |= dict.fromkeys(CA_VARIABLES, f"{HOST_DIR}/{BUNDLE}")
     if index.wheelhouse:
         wheels = f"{HOST_DIR}/wheels"
         # uv has no variable that turns the index off, only a setting
         exports |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "UV_CONFIG_FILE": f"{HOST_DIR}/uv.toml"}
     else:
-        exports |= _indexes(index.url, index.extra_urls)
+        exports |= indexes(index)
     if index.torch_url:
         exports["UV_INDEX_STRATEGY"] = "unsafe-best-match"
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in exports.items())
 
 
-def _indexes(url: str | None, extra: tuple[str, ...]) -> dict[str, str]:
-    """For uv and pip. pip refuses an index without TLS unless it is told that this one is meant."""
+def indexes(index: PythonIndex) -> dict[str, str]:
+    """Variables for uv and pip. pip refuses an index without TLS unless it is told that this one is meant."""
+    url, extra = index.url, index.extra_urls
     urls = (*([url] if url else []), *extra)
     plain = [urlsplit(one).netloc.rpartition("@")[2] for one in urls if one.startswith("http:")]
     return {
