@@ -107,10 +107,12 @@ def test_the_rendered_definition_builds_with_plain_apptainer(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("moment", ["-m venv /opt/venv", "Build complete:"])  # the latter: join and facts follow
+@pytest.mark.parametrize("moment", ["-m venv /opt/venv", "ok: LLaMA-Factory"])
 def test_a_real_build_that_is_stopped_leaves_nothing(
     toy_project: Path, number: signal.Signals, moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with (toy_project / "definitions" / "toy.yaml").open("a") as spec:
+        spec.write('sections: {test: "sleep 2"}\n')  # so that its own test is run, and is still running when stopped
     bases = user_cache(os.environ) / "bases"
     bases.mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("SIFKIT_CACHE", str(tmp_path / "cache"))  # without layers, so that there is something to install
@@ -124,7 +126,7 @@ def test_a_real_build_that_is_stopped_leaves_nothing(
     process.send_signal(number)
     process.communicate(timeout=60)
     tmpdir = toy_project.parent / "tmp"
-    wait_for(lambda: not programs_with(str(tmpdir)))
+    wait_for(lambda: not programs_with(str(toy_project.parent)))  # those that clean up among them
     wait_for(lambda: not list(tmpdir.iterdir()))
     assert not [path.name for path in (toy_project / "images").iterdir() if path.suffix != ".lock"]
     assert Path("/proc/mounts").read_text() == mounts
