@@ -1,8 +1,10 @@
-"""Images that take seconds to build."""
+"""Images that take seconds to build, and an ordinary user to build them."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,17 @@ def small_sif(apptainer: Apptainer, tmp_path_factory: pytest.TempPathFactory) ->
     image = root / "small.sif"
     apptainer.runner.run(apptainer.build_command(image, definition, root=root, tmpdir=tmpdir))
     return image
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[str]:
+    """Made for the test when it runs as root; useradd also gives the subuid range.
+
+    Named after this process: a run that was killed leaves its user behind, and the next must not stumble over it.
+    """
+    name = f"sifkit-tester-{os.getpid()}"
+    subprocess.run(["useradd", "--create-home", name], check=True)
+    try:
+        yield name
+    finally:
+        subprocess.run(["userdel", "--remove", name], check=True, capture_output=True)

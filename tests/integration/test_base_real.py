@@ -24,7 +24,7 @@ from sifkit.site import user_cache
 from sifkit.squash import Source, listing, read_file
 from tests.conftest import make_image, make_spec
 from tests.integration import toy
-from tests.integration.test_build_real import AsUser, host_mirror, ordinary_user  # noqa: F401
+from tests.integration.test_build_real import AsUser, host_mirror
 
 pytestmark = pytest.mark.apptainer
 
@@ -60,14 +60,13 @@ def as_joined(image: Path) -> Source:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can build as another user, too")
-@pytest.mark.usefixtures("ordinary_user")
-def test_root_and_an_ordinary_user_make_the_same_base(apptainer: Apptainer, tmp_path: Path) -> None:
-    home = Path(pwd.getpwnam("sifkit-tester").pw_dir)
+def test_root_and_an_ordinary_user_make_the_same_base(ordinary_user: str, apptainer: Apptainer, tmp_path: Path) -> None:
+    home = Path(pwd.getpwnam(ordinary_user).pw_dir)
     ours = as_joined(build(apptainer, tmp_path))
     (home / "tmp").mkdir()
     (home / "base.def").touch()
-    subprocess.run(["chown", "-R", "sifkit-tester", str(home)], check=True)
-    theirs = as_joined(build(Apptainer(WithHabits("sifkit-tester", str(home)), "apptainer", Privileges()), home))
+    subprocess.run(["chown", "-R", ordinary_user, str(home)], check=True)
+    theirs = as_joined(build(Apptainer(WithHabits(ordinary_user, str(home)), "apptainer", Privileges()), home))
 
     found, compared = compare_files(ours, theirs)
     # What Apptainer itself writes holds the time of the build; an image's top layer replaces it.

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -155,17 +155,6 @@ class AsUser(Runner):
     def run(self, command: Command, **options: object) -> object:  # type: ignore[override]
         argv = ("runuser", "-u", self._user, "--", *command.argv)
         return super().run(Command(argv, command.cwd, command.env), **options)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def ordinary_user() -> Iterator[str]:
-    """Made for the test when it runs as root; useradd also gives the subuid range."""
-    name = "sifkit-tester"
-    subprocess.run(["useradd", "--create-home", name], check=True)
-    try:
-        yield name
-    finally:
-        subprocess.run(["userdel", "--remove", name], check=True, capture_output=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="run as an ordinary user, every other test here shows the same")
