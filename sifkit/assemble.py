@@ -116,6 +116,14 @@ def base_source(base: Path) -> Source:
 
 
 @dataclass(frozen=True)
+class Made:
+    """What came of one installation: the layers that are in the cache now, and packages that uv keeps damaged."""
+
+    done: frozenset[Wanted]
+    damaged: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Layers:
     """The layers of one image, in the cache."""
 
@@ -156,12 +164,14 @@ class Layers:
             kept.drop(self.path(layer))
         for leftover in self.directory.glob(".*.partial"):
             leftover.unlink(missing_ok=True)
-        while missing:  # a second round only where packages overwrite each other's files
-            done = self.make(missing, timings, lock)
-            if not done:
+        anew: frozenset[str] = frozenset()
+        while missing:  # a second round only where files are damaged, or packages overwrite each other's
+            made = self.make(missing, timings, lock, anew)
+            if not made.done and not made.damaged:
                 names = ", ".join(layer.name for layer in missing)
                 raise CommandFailed(f"uv did not install what the lock names: {names}", returncode=0)
-            missing = tuple(layer for layer in missing if layer not in done)
+            missing = tuple(layer for layer in missing if layer not in made.done)
+            anew = made.damaged
 
     def missing(self) -> tuple[Wanted, ...]:
         """What the cache does not hold with the bytes that were put there."""
@@ -169,8 +179,14 @@ class Layers:
         whole = together(tasks, lambda: None, processors())
         return tuple(layer for layer, there in zip(self.wanted, whole, strict=True) if not there)
 
-    def make(self, missing: Sequence[Wanted], timings: Timings, lock: IO[str]) -> set[Wanted]:
-        """Install all of `missing` at once and make a layer of each that nobody overwrote; returns those."""
+    def make(
+        self, missing: Sequence[Wanted], timings: Timings, lock: IO[str], anew: frozenset[str] = frozenset()
+    ) -> Made:
+        """Install all of `missing` at once, and make a layer of each that is whole.
+
+        `anew`: packages that uv is to load again. What is not as recorded after that is the wheel's own fault: its
+        hash is right.
+        """
         progress = self.workshop.tools.progress
         packages = [layer.package for layer in missing if layer.package]
         venv, farms = self._cache / Path(VENV).name, self._cache / "farms"  # one at a time: /opt/venv has one name
@@ -179,40 +195,38 @@ class Layers:
                 shutil.rmtree(leftover, ignore_errors=True)
             uv = self._uv(missing)
             with timings.phase("install", progress, f"install {len(packages)} of {len(self.wanted) - 1} packages"):
-                self._install_whole(packages, venv, uv)
+                anew |= self._install_whole(packages, venv, uv, anew)
             with timings.phase("layers", progress, f"keep {len(missing)} layers"):
-                return self._keep(missing, Tree(venv, self.image.spec.python), farms)
+                made = self._keep(missing, Tree(venv, self.image.spec.python), farms, anew)
+        if made.damaged:
+            self._say_again(made.damaged)
+        return made
+
+    def _say_again(self, names: Iterable[str]) -> None:
+        self.workshop.tools.progress.note(f"damaged in uv's cache, loaded again: {', '.join(sorted(names))}")
 
     def _uv(self, missing: Sequence[Wanted]) -> Source | None:
         """The layer of the uv that installs; None where it, or the environment itself, is still to be made with pip."""
         whole = {layer.name: layer for layer in self.wanted if layer not in missing}
         return Source(self.path(whole["uv"])) if {"uv", SKELETON} <= whole.keys() else None
 
-    def _install_whole(self, packages: Sequence[LockedPackage], venv: Path, uv: Source | None) -> None:
-        """Install; what uv's cache holds damaged is loaded again. uv does not look at what it keeps unpacked."""
+    def _install_whole(
+        self, packages: Sequence[LockedPackage], venv: Path, uv: Source | None, anew: frozenset[str]
+    ) -> frozenset[str]:
+        """Install; returns what had to be loaded again to that end: uv does not say whose metadata it cannot read."""
         try:
-            self._install(packages, venv, uv)
-            again = self._damaged(packages, venv)
+            self._install(packages, venv, uv, anew)
+            return frozenset()
         except CommandFailed as error:
             if not any("Failed to install" in line for line in error.tail):
                 raise
-            again = [one.name for one in packages]  # metadata that uv cannot read: it does not say whose
-        if again:
-            self.workshop.tools.progress.note(f"damaged in uv's cache, loaded again: {', '.join(again)}")
+            every = frozenset(one.name for one in packages)
+            self._say_again(every)
             shutil.rmtree(venv)
-            # what is not as recorded after this is the wheel's own fault: its hash is right
-            self._install(packages, venv, uv, again)
+            self._install(packages, venv, uv, every)
+            return every
 
-    def _damaged(self, packages: Sequence[LockedPackage], venv: Path) -> list[str]:
-        """Packages with a file that is not as their RECORD says."""
-        tree = Tree(venv, self.image.spec.python)
-        tasks = [lambda name=one.name: tree.is_damaged(name) for one in packages]
-        found = together(tasks, lambda: None, processors())
-        return [one.name for one, damaged in zip(packages, found, strict=True) if damaged]
-
-    def _install(
-        self, packages: Sequence[LockedPackage], venv: Path, uv: Source | None, anew: Sequence[str] = ()
-    ) -> None:
+    def _install(self, packages: Sequence[LockedPackage], venv: Path, uv: Source | None, anew: Iterable[str]) -> None:
         """Make the environment, with the uv of a layer if there is one, and install into it."""
         _make_environment(venv, uv)
         files = {
@@ -220,25 +234,35 @@ class Layers:
             Path(MISSING_LOCK).name: partial_lock(packages),
         }
         above = Bind(self._cache, str(Path(VENV).parent), writable=True)
-        script = install_script(self.image, anew, uv_is_there=uv is not None)
+        script = install_script(self.image, sorted(anew), uv_is_there=uv is not None)
         with self.workshop.scratch() as scratch:
             self.workshop.run_in(self.base, script, scratch, files, above)
 
-    def _keep(self, missing: Sequence[Wanted], tree: Tree, farms: Path) -> set[Wanted]:
-        ready = {layer: paths for layer in missing if (paths := self._paths(layer, tree)) is not None}
-        done: list[str] = []
+    def _keep(self, missing: Sequence[Wanted], tree: Tree, farms: Path, trusted: frozenset[str]) -> Made:
+        """A layer of each that nobody overwrote and whose files are as recorded; `trusted` are not looked at.
 
-        def keep(layer: Wanted, paths: Iterable[str]) -> None:
+        uv does not look at what it keeps unpacked, so that its damage would come into the image. Files are read for
+        it here, right before they are packed: a disk is asked for them once, while others are being packed.
+        """
+        ready = {layer: paths for layer in missing if (paths := self._paths(layer, tree)) is not None}
+        finished: list[str] = []
+
+        def keep(layer: Wanted, paths: Sequence[str]) -> bool:
+            if layer.name not in trusted and tree.is_damaged(layer.name):
+                return False
             farm = tree.farm(paths, farms / layer.key)
             self._squash(layer, farm)
             shutil.rmtree(farm)
-            done.append(layer.name)
-            self.workshop.tools.progress.line(f"{len(done)} of {len(missing)}: {layer.name}")
+            finished.append(layer.name)
+            self.workshop.tools.progress.line(f"{len(finished)} of {len(missing)}: {layer.name}")
+            return True
 
-        tasks = [lambda layer=layer, paths=paths: keep(layer, paths) for layer, paths in ready.items()]
+        largest_first = sorted(ready, key=lambda layer: tree.size(ready[layer]), reverse=True)
+        tasks = [lambda layer=layer: keep(layer, ready[layer]) for layer in largest_first]
         # one more than there are processors: each waits for its disk at its end
-        together(tasks, self.workshop.tools.runner.stop_all, processors() + 1)
-        return set(ready)
+        whole = together(tasks, self.workshop.tools.runner.stop_all, processors() + 1)
+        done = frozenset(layer for layer, is_whole in zip(largest_first, whole, strict=True) if is_whole)
+        return Made(done, frozenset(layer.name for layer in largest_first if layer not in done))
 
     def _paths(self, layer: Wanted, tree: Tree) -> tuple[str, ...] | None:
         if layer.package is None:
@@ -283,7 +307,9 @@ class Tree:
         records = {package_of(info.parent.name): info.read_text(encoding="utf-8") for info in infos}
         self._owned = {name: owned(record, python) for name, record in records.items()}
         self._shared = shared(self._owned)
-        self._recorded = {file.path for each in self._owned.values() for file in each}
+        self._recorded = {
+            file.path for each in self._owned.values() for file in each if file.digest
+        }  # not what pip compiled
 
     def package(self, name: str) -> tuple[str, ...] | None:
         """The paths of a package with its bytecode; None where it is absent, or another has overwritten a file."""
@@ -321,6 +347,10 @@ class Tree:
             while chunk := stream.read(CHUNK):
                 digest.update(chunk)
         return base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode() == wanted
+
+    def size(self, paths: Iterable[str]) -> int:
+        """Bytes of these files."""
+        return sum((self._venv / path).lstat().st_size for path in paths)
 
     def farm(self, paths: Iterable[str], root: Path) -> Path:
         """A tree of hard links to these files, where they will be in the image."""

@@ -16,6 +16,7 @@ from shlex import quote
 
 from typing_extensions import assert_never
 
+from sifkit.bytecode import VALID_FOR_GOOD, compile_packages
 from sifkit.model import (
     Base,
     Debootstrap,
@@ -232,7 +233,7 @@ apt-get install -qy --no-install-recommends {options} \\
 
 {_SAME_FILES}
 
-{_BYTECODE}"""
+{VALID_FOR_GOOD}"""
 
 
 def _apt_options(source: Base) -> str:
@@ -271,24 +272,6 @@ find /var/log -type f -delete
 [ ! -e /etc/machine-id ] || : > /etc/machine-id
 sed -i 's/^\\([^:]*:[^:]*\\):[0-9]*:/\\1::/' /etc/shadow"""
 
-# PEP 552: after the magic number flags (1: valid without a look at the source), then the source's hash in place of its
-# time and size. The code itself stays as it was compiled, which is faster than to compile it anew.
-_BYTECODE = """\
-# Python's bytecode is valid for its source's time, but times in an image are made all the same. This makes it valid
-# for good. (Not in /tmp, which is the host's. Python takes indented lines only below something.)
-find /usr /opt -path '*/__pycache__/*.pyc' | /usr/bin/python3 -c 'if "indented":
-    import os, struct, sys
-    from importlib.util import source_from_cache, source_hash
-    for path in sys.stdin.read().splitlines():
-        source = source_from_cache(path)
-        with open(path, "r+b") as pyc:
-            if os.path.exists(source):
-                now = os.stat(source)
-                if pyc.read(16)[4:] == struct.pack("<3I", 0, int(now.st_mtime), now.st_size):
-                    pyc.seek(4)
-                    pyc.write(struct.pack("<I", 1) + source_hash(open(source, "rb").read()))
-'"""
-
 
 def _python(image: Image) -> str:
     return f"""\
@@ -296,9 +279,11 @@ def _python(image: Image) -> str:
 # against its hash; the few source archives are built with the setuptools that the lock pins. Bytecode does not
 # name the time of its source, so that all times in an image may be the same.
 {_venv_with_uv(image, f"{IMAGE_DIR}/requirements.lock")}
-{_UV_INSTALL} --compile-bytecode{_torch_backend(image)} \\
+{_UV_INSTALL}{_torch_backend(image)} \\
     --build-constraints {IMAGE_DIR}/requirements.lock \\
     -r {IMAGE_DIR}/requirements.lock
+
+{compile_packages(VENV, image.spec.python, for_good=True)}
 
 {_toolkit(image)}# A plain build filled these caches itself; under sifkit they are the host's, and stay.
 [ -e {HOST_DIR}/site.sh ] || rm -rf {HOST_DIR}/pip {HOST_DIR}/uv
@@ -313,7 +298,6 @@ def install_script(image: Image, anew: Sequence[str] = (), *, uv_is_there: bool 
     which is empty otherwise; then nothing needs pip, which takes seconds to be installed.
     """
     site_packages = f"{VENV}/lib/python{image.spec.python}/site-packages"
-    pip = f"{VENV}/bin/python -m compileall -q -f --invalidation-mode unchecked-hash {site_packages}/pip\n"
     return f"""\
 set -e
 umask 022
@@ -321,11 +305,11 @@ umask 022
 export HOME={HOST_DIR} TMPDIR={HOST_DIR}
 {f"python{image.spec.python} -m venv --without-pip {VENV}" if uv_is_there else _venv_with_uv(image, WHOLE_LOCK)}
 export UV_CACHE_DIR={posixpath.dirname(VENV)}/uv UV_LINK_MODE=hardlink
-unset PYC_INVALIDATION_MODE # each layer's bytecode gets the time that its sources have in an image
-{"" if uv_is_there else pip}\
 {f"{VENV}/bin/uv cache clean {' '.join(map(quote, anew))}" if anew else "# all that uv keeps is used"}
-{_UV_INSTALL} --no-deps --compile-bytecode{_torch_backend(image)} \\
+{_UV_INSTALL} --no-deps{_torch_backend(image)} \\
     --build-constraints {WHOLE_LOCK} -r {MISSING_LOCK}
+# Each layer's bytecode gets the time that its sources have in an image.
+{compile_packages(VENV, image.spec.python, for_good=False)}
 # Of wheels that are files of the host, uv notes when it saw them; an image holds no times.
 grep -l '^[^/]*/uv_cache.json,' {site_packages}/*.dist-info/RECORD | while read -r record; do
     sed -i '/uv_cache.json,/d' "$record"
@@ -337,7 +321,7 @@ rm -f {VENV}/uv.lock
 
 def _venv_with_uv(image: Image, lock: str) -> str:
     return f"""\
-export PIP_CACHE_DIR={HOST_DIR}/pip UV_CACHE_DIR={HOST_DIR}/uv UV_LINK_MODE=copy PYC_INVALIDATION_MODE=UNCHECKED_HASH
+export PIP_CACHE_DIR={HOST_DIR}/pip UV_CACHE_DIR={HOST_DIR}/uv UV_LINK_MODE=copy
 python{image.spec.python} -m venv {VENV}
 grep -A1 '^uv==' {lock} > {VENV}/uv.lock
 install_uv() {{

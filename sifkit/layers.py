@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from sifkit.deffile import CUDA_HOME, VENV
 from sifkit.model import Image, LockedPackage, digest_of
 
-LAYOUT = 4  # raise it when layers or images of the same recipe would hold other bytes
+LAYOUT = 5  # raise it when layers or images of the same recipe would hold other bytes
 TIME = 315532800  # of every file, directory and object in an image: 1980-01-01, the earliest that zip files know
 # How every squashfs here is packed: parts can be joined only if they are packed alike. Against 128K (the default),
 # blocks of 256K save 6 % of an image and cost nothing measurable at import: docs/benchmarks.md.

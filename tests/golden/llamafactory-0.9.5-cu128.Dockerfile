@@ -72,7 +72,7 @@ RUN ["/bin/sh", "-exc", "\
     # Python packages: uv from the lock, by pip; then everything else in the lock, by uv. Each file is checked
     # against its hash; the few source archives are built with the setuptools that the lock pins. Bytecode does not
     # name the time of its source, so that all times in an image may be the same.
-    export PIP_CACHE_DIR=/var/cache/sifkit/pip UV_CACHE_DIR=/var/cache/sifkit/uv UV_LINK_MODE=copy PYC_INVALIDATION_MODE=UNCHECKED_HASH\n\
+    export PIP_CACHE_DIR=/var/cache/sifkit/pip UV_CACHE_DIR=/var/cache/sifkit/uv UV_LINK_MODE=copy\n\
     python3.13 -m venv /opt/venv\n\
     grep -A1 '^uv==' /opt/sifkit/requirements.lock > /opt/venv/uv.lock\n\
     install_uv() {\n\
@@ -81,9 +81,47 @@ RUN ["/bin/sh", "-exc", "\
     }\n\
     # pip does not load a file again whose copy in its cache is damaged.
     install_uv || { /opt/venv/bin/pip cache purge; install_uv; }\n\
-    /opt/venv/bin/uv pip install --python /opt/venv/bin/python --require-hashes --compile-bytecode \
+    /opt/venv/bin/uv pip install --python /opt/venv/bin/python --require-hashes \
         --build-constraints /opt/sifkit/requirements.lock \
         -r /opt/sifkit/requirements.lock\n\
+    # Bytecode, on all processors. What a process compiled before shows in what it compiles next, so that every hundred
+    # files of a package get one of their own. Tests get none: who imports one compiles it then. (Python takes
+    # indented lines only below something.)
+    /opt/venv/bin/python -I -W ignore -c 'if \"indented\":\n\
+        import csv, glob, os, sys\n\
+        from contextlib import suppress\n\
+        from py_compile import PycInvalidationMode, PyCompileError, compile\n\
+        site, mode = sys.argv[1], PycInvalidationMode[sys.argv[2]]\n\
+        def sources(record):\n\
+            with open(record, encoding=\"utf-8\", newline=\"\") as rows:\n\
+                names = sorted(row[0] for row in csv.reader(rows) if row and row[0].endswith(\".py\"))\n\
+            return [one for one in names if one[0] not in \"./\" and not {\"test\", \"tests\"} & set(one.split(\"/\")[:-1])]\n\
+        def compile_all(names):\n\
+            for name in names:\n\
+                with suppress(PyCompileError): # a template, or not for this Python\n\
+                    compile(os.path.join(site, name), doraise=True, invalidation_mode=mode)\n\
+        packages = [sources(record) for record in sorted(glob.glob(site + \"/*.dist-info/RECORD\"))]\n\
+        parts = [names[at : at + 100] for names in packages for at in range(0, len(names), 100)]\n\
+        total, done, running, bad = sum(map(len, parts)), 0, 0, 0\n\
+        processors = len(os.sched_getaffinity(0))\n\
+        for part in parts + [None] * processors:\n\
+            if running == processors or (running and not part):\n\
+                bad += os.wait()[1] != 0\n\
+                running -= 1\n\
+            if part and os.fork() == 0:\n\
+                code = 1\n\
+                try:\n\
+                    compile_all(part)\n\
+                    code = 0\n\
+                finally:\n\
+                    os._exit(code)\n\
+            if part:\n\
+                running += 1\n\
+                done += len(part)\n\
+                if done == total or done // 1000 > (done - len(part)) // 1000:\n\
+                    print(f\"bytecode: {done} of {total} files\", flush=True)\n\
+        sys.exit(f\"bytecode: {bad} processes failed\" if bad else 0)\n\
+    ' /opt/venv/lib/python3.13/site-packages UNCHECKED_HASH\n\
     # A plain build filled these caches itself; under sifkit they are the host's, and stay.
     [ -e /var/cache/sifkit/site.sh ] || rm -rf /var/cache/sifkit/pip /var/cache/sifkit/uv\n\
     rm -rf /opt/venv/uv.lock /root/.cache\n\
