@@ -104,11 +104,10 @@ def hand_written(image: Image, base: Path, workshop: Workshop, target: Path) -> 
     )
     split = ours.argv.index("--mksquashfs-args")
     argv = tuple(word for word in (*ours.argv[:split], *ours.argv[split + 2 :]) if word != "--notest")
-    workshop.tools.runner.run(
-        Command(argv, cwd=ours.cwd, env=ours.env, remove_after=ours.remove_after),
-        log=workshop.log,
-        on_line=workshop.tools.progress.line,
-    )
+    command = Command(argv, cwd=ours.cwd, env=ours.env, remove_after=ours.remove_after)
+    progress = workshop.tools.progress
+    with progress.phase("build the hand-written definition"):
+        workshop.tools.runner.run(command, log=workshop.log, on_line=progress.line)
 
 
 def measure(work: Path) -> Measured:
