@@ -8,8 +8,8 @@ from __future__ import annotations
 from shlex import quote
 
 # In one process, what Python 3.13 compiled before decides whether equal constants of a later file are kept once or
-# twice: PyAV's video/frame.py came out in four sizes. uv's --compile-bytecode gives its processes whatever is next, and
-# a process a file takes three times as long as these hundreds: docs/benchmarks.md.
+# twice: PyAV's video/frame.py came out in three sizes. uv's --compile-bytecode gives its processes whatever is next,
+# and a process a file takes three times as long as these hundreds: docs/benchmarks.md.
 _COMPILE = """\
 # Bytecode, on all processors. What a process compiled before shows in what it compiles next, so that every hundred
 # files of a package get one of their own. Tests get none: who imports one compiles it then. (Python takes
