@@ -179,9 +179,7 @@ class Layers:
         whole = together(tasks, lambda: None, processors())
         return tuple(layer for layer, there in zip(self.wanted, whole, strict=True) if not there)
 
-    def make(
-        self, missing: Sequence[Wanted], timings: Timings, lock: IO[str], anew: frozenset[str] = frozenset()
-    ) -> Made:
+    def make(self, missing: Sequence[Wanted], timings: Timings, lock: IO[str], anew: frozenset[str]) -> Made:
         """Install all of `missing` at once, and make a layer of each that is whole.
 
         `anew`: packages that uv is to load again. What is not as recorded after that is the wheel's own fault: its

@@ -78,7 +78,7 @@ def test_tests_programs_and_what_is_no_python_get_none(venv: Path) -> None:
     assert list((venv / "bin").glob("__pycache__")) == []
 
 
-def test_what_other_packages_are_there_changes_nothing(venv: Path, tmp_path: Path) -> None:
+def test_what_other_packages_are_there_changes_nothing(venv: Path) -> None:
     package = {f"one/part{n}.py": f"def f(x):\n    return x in {{'a', 'b', 'word{n}'}}\n" for n in range(30)}
     install(venv, "one", package)
     compiled(venv)
