@@ -8,7 +8,8 @@ is removed; those of --remove-on-failure only if the program did not end well. A
 this process inherits the children of children that died, so daemons that a build leaves behind
 (squashfuse, fuse-overlayfs, gpg-agent) are found too.
 
-Stands alone on purpose: standard library only, started by path, alive while its parent is dead.
+Stands alone on purpose: standard library only, started by path, alive while its parent is dead. It is started for
+every program, so that what takes long to import (subprocess, shutil, pathlib: half its time) waits until needed.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from __future__ import annotations
 import ctypes
 import os
 import select
-import shutil
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # sifkit's to answer
+_PYTHONS = (signal.SIGPIPE, signal.SIGXFSZ)  # ignored by Python
+_LEASH = 0  # standard input
 REMOVALS = 50
 GRACE_SECONDS = 20.0  # Apptainer removes its sandbox on SIGTERM; an 8 GB tree takes seconds
 
@@ -33,12 +34,12 @@ def main(argv: list[str]) -> int:
     split = argv.index("--")
     options = list(zip(argv[:split:2], argv[1:split:2], strict=True))
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's signals are sifkit's to answer
+    for number in _TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     wakeup = _wake_on(signal.SIGTERM, signal.SIGCHLD)
     code = 1
     try:
-        child = subprocess.Popen(argv[split + 1 :], stdin=subprocess.DEVNULL, preexec_fn=_default_signals)
+        child = _start(argv[split + 1 :])
     except OSError as error:
         print(f"{argv[split + 1]}: {error.strerror}", file=sys.stderr)
         return 127
@@ -48,13 +49,19 @@ def main(argv: list[str]) -> int:
         stop_descendants(GRACE_SECONDS)
         for flag, path in options:
             if flag == "--remove" or code != 0:
-                _remove(Path(path))
+                _remove(path)
     return code
 
 
-def _default_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+def _start(argv: list[str]) -> int:
+    """The child's pid. It has no input, none of our open files, and signals as they are by default."""
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        try:
+            os.set_inheritable(descriptor, descriptor in (1, 2))
+        except OSError:
+            continue  # that of the list itself
+    nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    return os.posix_spawnp(argv[0], argv, os.environ, file_actions=[nothing], setsigdef=[*_TERMINAL, *_PYTHONS])
 
 
 def _wake_on(*signals: int) -> int:
@@ -67,14 +74,17 @@ def _wake_on(*signals: int) -> int:
     return read
 
 
-def _wait(child: subprocess.Popen[bytes], wakeup: int) -> int:
-    while child.poll() is None:
-        ready, _, _ = select.select([sys.stdin, wakeup], [], [])
+def _wait(child: int, wakeup: int) -> int:
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+        ready, _, _ = select.select([_LEASH, wakeup], [], [])
         if wakeup in ready and signal.SIGTERM in os.read(wakeup, 4096):
             return 128 + signal.SIGTERM
-        if sys.stdin in ready and not os.read(sys.stdin.fileno(), 4096):
+        if _LEASH in ready and not os.read(_LEASH, 4096):
             return 128 + signal.SIGTERM
-    return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
 def stop_descendants(grace: float) -> None:
@@ -113,10 +123,11 @@ def _descendants(root: int) -> list[int]:
         if not entry.isdigit():
             continue
         try:
-            stat = Path("/proc", entry, "stat").read_text(errors="replace")
+            with open(f"/proc/{entry}/stat", "rb") as file:
+                stat = file.read()
         except OSError:
             continue  # ended between listdir and here
-        children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry))
+        children.setdefault(int(stat.rpartition(b")")[2].split()[1]), []).append(int(entry))
     found, queue = [], [root]
     while queue:
         below = children.get(queue.pop(), [])
@@ -125,24 +136,27 @@ def _descendants(root: int) -> list[int]:
     return found
 
 
-def _remove(path: Path) -> None:
+def _remove(path: str) -> None:
     """Remove a file or tree; again while a program of another supervisor still writes into it."""
     for _ in range(REMOVALS):
         _remove_once(path)
-        if not path.exists():
+        if not os.path.exists(path):
             return
         time.sleep(0.1)
 
 
-def _remove_once(path: Path) -> None:
+def _remove_once(path: str) -> None:
     """Files of mapped users (a rootless build that was killed) need their namespace."""
-    if path.is_file():
-        path.unlink()
+    import shutil
+    import subprocess
+
+    if os.path.isfile(path):
+        os.unlink(path)
         return
     shutil.rmtree(path, ignore_errors=True)
-    if path.exists() and shutil.which("unshare"):
+    if os.path.exists(path) and shutil.which("unshare"):
         enter = ["unshare", "--user", "--map-auto", "--map-root-user"]  # util-linux ≥ 2.38
-        subprocess.run([*enter, "rm", "-rf", "--", str(path)], stdin=subprocess.DEVNULL, check=False)
+        subprocess.run([*enter, "rm", "-rf", "--", path], stdin=subprocess.DEVNULL, check=False)
 
 
 if __name__ == "__main__":
