@@ -25,6 +25,7 @@ AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00-\x1f]*$")]
 # One token inside a definition header: Apptainer reads the rest of the line as the value.
 _ONE_LINE = r"^[^\s\x00-\x1f]+$"
 IMAGE_NAME = "[a-z0-9][a-z0-9._-]*"
+Method = Literal["full", "lora", "qlora"]  # of training, that a verification can try
 RegistryHost = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]+(:[0-9]+)?$")]
 RegistryPlace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*$")]
 SourceReference = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f]+$")]

@@ -16,7 +16,6 @@ from sifkit.lending import WGETRC, wget_configuration, write_secret
 from sifkit.logins import Login
 from sifkit.model import Site
 from sifkit.reference import Reference, mirrored
-from sifkit.registry import certificates_for, plain_is_allowed
 from sifkit.site import ca_bundle, debian_logins
 
 _DOCKER = re.compile(r"^(Bootstrap: docker\nFrom: )(\S+)$", re.MULTILINE)
@@ -47,6 +46,8 @@ def environment_for(definition: str, site: Site, environ: Mapping[str, str], scr
 
 
 def _for_registry(registry: str, site: Site, environ: Mapping[str, str], scratch: Path) -> dict[str, str]:
+    from sifkit.registry import plain_is_allowed  # here: most builds ask no registry, and it takes a tenth of a second
+
     known = credentials.find(registry, environ).credentials
     user = known.user if known and not known.identity_token else ""
     login = {"APPTAINER_DOCKER_USERNAME": user, "APPTAINER_DOCKER_PASSWORD": known.password} if known and user else {}
@@ -56,6 +57,8 @@ def _for_registry(registry: str, site: Site, environ: Mapping[str, str], scratch
 
 def _certificates(registry: str, site: Site, environ: Mapping[str, str], scratch: Path) -> dict[str, str]:
     """Apptainer does not look where Docker keeps a registry's own certificates."""
+    from sifkit.registry import certificates_for
+
     bundle, own = ca_bundle(site, environ), certificates_for(registry, environ)
     if own:
         whole = scratch / "registry.crt"

@@ -15,14 +15,13 @@ from sifkit.errors import ProblemFound, UsageError
 from sifkit.execute import load_image
 from sifkit.host import existing
 from sifkit.lock import read_lock
-from sifkit.model import IMAGE_NAME, Site
+from sifkit.model import IMAGE_NAME, Method, Site
 from sifkit.store import sha256_of
 from sifkit.tools import Tools
 from sifkit.verify import Report, Subject, VerifyOptions, verify, write_report
 from sifkit.verify.nvml import read_host
 from sifkit.verify.record import append, record_of
 from sifkit.verify.request import cache_environment
-from sifkit.verify.smoke import Method
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from sifkit import __version__, checking, deffile, dockerfile, execute, listing, stamp
+from sifkit import __version__, deffile, dockerfile, execute
 from sifkit import offline as offline_builds
 from sifkit import sign as signatures
-from sifkit import verify as verification
 from sifkit.apptainer import Apptainer
 from sifkit.commands.options import (
     Device,
@@ -26,13 +25,13 @@ from sifkit.commands.options import (
     out_console,
     print_json,
 )
-from sifkit.errors import Exit, UsageError
-from sifkit.spec import DEFAULT_IMAGE, load_spec
+from sifkit.errors import UsageError
+from sifkit.model import Method
+from sifkit.spec import DEFAULT_IMAGE
 from sifkit.tools import Tools
-from sifkit.verify.report import as_json as as_json_report
-from sifkit.verify.smoke import Method, default_config
 
 Engine = Literal["apptainer", "docker"]
+_NO_WISHES = ("gpu", 1, None, None, None, None, False, None)  # of a verification: the options' defaults
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ def build(
     """Build images; list, render, sign or verify them."""
     if list_ + render + verify > 1:
         raise UsageError("--list, --render and --verify are different things", "give one of them")
-    wishes = stamp.Wishes(device, gpus, checkout, config, model, report, keep, method)
-    if not verify and wishes != stamp.Wishes("gpu"):
+    wishes = (device, gpus, checkout, config, model, report, keep, method)
+    if not verify and wishes != _NO_WISHES:
         raise UsageError("an option of --verify without it", "add --verify, or leave the option out")
     _require_engine_used(engine, render=render, list_=list_, buildkit=buildkit)
     _require_something_built(offline, engine, nothing=list_ or render)
@@ -87,25 +86,21 @@ def build(
     if list_ and images:
         raise UsageError("--list shows every image", "leave the names out")
     tools = make_tools(project, site_file, verbose)
-    signing = _signing_key(key, tools) if sign else None
+    signing, how = _signing_key(key, tools) if sign else None, _Way(engine, offline)
     names = list(dict.fromkeys(image_name(name, tools, verify=verify) for name in images or [DEFAULT_IMAGE]))
     if list_:
         _print_list(tools, json_)
     elif render:
         _print_definitions(names, tools, engine, json_, buildkit=buildkit)
     elif verify:
-        _verify(
-            names,
-            tools,
-            wishes,
-            force=force,
-            checked=not no_check,
-            signing=signing,
-            how=_Way(engine, offline),
-            as_json=json_,
+        from sifkit.commands import verifying  # here: it takes a third of the time of a build that has nothing to do
+
+        make = partial(
+            _build, tools=tools, force=force, checked=not no_check, signing=signing, how=how, checkouts=not checkout
         )
+        verifying.verify(names, tools, verifying.Wishes(*wishes), make, checked=not no_check, as_json=json_)
     else:
-        steps = _build(names, tools, force=force, checked=not no_check, signing=signing, how=_Way(engine, offline))
+        steps = _build(names, tools, force=force, checked=not no_check, signing=signing, how=how)
         _print_built(steps, tools, json_)
 
 
@@ -159,6 +154,8 @@ def _signing_key(wanted: str | None, tools: Tools) -> signatures.SigningKey:
 
 
 def _print_list(tools: Tools, as_json: bool) -> None:
+    from sifkit import listing  # here: it knows of verifications, and takes as long as they
+
     rows = listing.list_images(tools)
     if as_json:
         print_json(listing.as_json(rows))
@@ -187,54 +184,3 @@ def _print_built(steps: list[execute.Step], tools: Tools, as_json: bool) -> None
             {"name": step.image.name, "image": str(sif), "built": bool(step.reasons), "why": step.reasons, **known}
         )
     print_json(results)
-
-
-def _verify(
-    names: list[str],
-    tools: Tools,
-    wishes: stamp.Wishes,
-    *,
-    force: bool,
-    checked: bool,
-    signing: signatures.SigningKey | None,
-    how: _Way,
-    as_json: bool,
-) -> None:
-    if wishes.report and len(names) > 1:
-        raise UsageError("--report names one directory, but several images are verified", "verify them one by one")
-    ours = [name for name in names if not name.endswith(".sif")]
-    for name in ours:
-        load_spec(tools.project, name)  # a name that nobody knows is said before a GPU that is missing
-    stamp.require(wishes)
-    _build(ours, tools, force=force, checked=checked, signing=signing, how=how, checkouts=wishes.checkout is None)
-    reports = [_verify_one(name, tools, wishes, checked=checked, as_json=as_json) for name in names]
-    if as_json:
-        print_json([as_json_report(report) for report in reports])
-    if not all(report.passed for report in reports):
-        raise typer.Exit(Exit.PROBLEM)
-
-
-def _verify_one(name: str, tools: Tools, wishes: stamp.Wishes, *, checked: bool, as_json: bool) -> verification.Report:
-    before = partial(_require_sound, tools) if checked else None
-    if name.endswith(".sif"):
-        done = stamp.verify_file(Path(name), tools, wishes, before)
-    else:
-        done = stamp.verify_image(name, tools, wishes, before)
-    if not as_json:
-        out_console().print(verification.render_table(done.report))
-    files = (str(done.directory / name) for name in ("report.html", "report.json", "junit.xml"))
-    tools.progress.note(f"report: {', '.join(files)}")
-    return done.report
-
-
-def _require_sound(tools: Tools, subject: verification.Subject, options: verification.VerifyOptions) -> None:
-    """What `sifkit check` finds in the config, as far as a verification runs it. Raises `ProblemFound`."""
-    try:
-        config = options.config or default_config(options.checkout)
-    except UsageError:
-        return  # a checkout without recipes: the verification itself says what it lacks
-    asked = checking.Asked(image=str(subject.image), checkout=options.checkout)
-    job = checking.verification_job(options.device, options.gpus)
-    around = checking.surroundings(asked, checking.Workplace.of(tools), config, job)
-    overrides = ("report_to=none", *(("use_cpu=true", "bf16=false", "fp16=false") if options.device == "cpu" else ()))
-    checking.require_sound([config], overrides, around, tools.progress, checking.NOT_OF_A_VERIFICATION)

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from sifkit import checkout as checkouts
 from sifkit.errors import UsageError
+from sifkit.model import Method
 from sifkit.places import fault_of
 from sifkit.verify.checks import Check, Level, any_failed, failed, not_run, passed, warned
 from sifkit.verify.request import VerifyOptions
-from sifkit.verify.smoke import Method, TrainConfig, default_config, read_config, with_method
+from sifkit.verify.smoke import TrainConfig, default_config, read_config, with_method
 
 _MEDIA = {"images", "videos", "audios"}  # llamafactory/data/parser.py, DatasetAttr
 

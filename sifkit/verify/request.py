@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from sifkit.compat.tables import Tables, load_tables
-from sifkit.model import Lock
+from sifkit.model import Lock, Method
 from sifkit.verify.checks import Level
-from sifkit.verify.smoke import Method
 
 # What of the caller's environment decides which GPUs are used and how they talk to each other. Slurm
 # sets the first; sites set the others (NCCL_NVLS_ENABLE, NCCL_SOCKET_IFNAME, …).

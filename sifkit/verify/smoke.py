@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from sifkit.errors import UsageError
+from sifkit.model import Method
 
 STEPS = 6
 HALF = STEPS // 2  # the checkpoint from which the second run resumes
@@ -28,8 +29,6 @@ SMOKE_LEARNING_RATE = 5e-3
 _CHUNKS = 4
 # Recipes for one process on one text dataset; the others (_ds3, _ray) need more than a smoke run has.
 _EXAMPLES = "examples/train_lora/*_lora_sft.yaml"
-
-Method = Literal["full", "lora", "qlora"]
 
 # What `--method` says in the place of the config. Source: llamafactory/hparams, finetuning_args.py and model_args.py.
 _METHODS: dict[str, dict[str, str]] = {
