@@ -5,8 +5,6 @@ docs/adr/0003-images-from-layers.md says why. The rendered definition gives the 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import shutil
@@ -34,17 +32,10 @@ from sifkit.layers import (
     SKELETON,
     SQUASH,
     TIME,
-    Owned,
     Wanted,
-    bytecode_of,
-    owned,
-    package_of,
     partial_lock,
-    shared,
-    site_packages,
     toolkit_links,
     wanted_layers,
-    with_time_of_source,
 )
 from sifkit.model import Image, LockedPackage, Scratch
 from sifkit.provenance import inspect_metadata_of, objects_of
@@ -52,9 +43,10 @@ from sifkit.run import Command
 from sifkit.sif import DEFINITION
 from sifkit.sifwrite import NewObject, append_object, partition, write_sif
 from sifkit.squash import NotJoinable, Source, listing, read_file
-from sifkit.store import CHUNK, exclusive
-from sifkit.together import processors, together
+from sifkit.store import exclusive
+from sifkit.together import pool, processors, together
 from sifkit.tools import Timings, Tools
+from sifkit.venvtree import Tree
 from sifkit.workshop import Workshop, say_waiting
 
 
@@ -63,9 +55,32 @@ def assemble(image: Image, workshop: Workshop, target: Path, timings: Timings) -
     base = workshop.base(image, timings)
     layers = Layers(image, base, workshop)
     with layers_held(workshop.tools) as lock:
-        layers.complete(timings, lock)
-        with timings.phase("join", workshop.tools.progress, f"join {image.name}"), workshop.scratch() as scratch:
+        known = layers.there()
+        layers.supply([layer for layer in layers.wanted if layer not in known], timings, lock)
+        while damaged := _join_and_check(layers, known, target, timings):
+            layers.supply(damaged, timings, lock)
+            known = ()
+
+
+def _join_and_check(layers: Layers, known: Sequence[Wanted], target: Path, timings: Timings) -> tuple[Wanted, ...]:
+    """Join all layers; meanwhile another processor reads those that the cache held. Returns the damaged ones.
+
+    Where there are some, `target` is of no use.
+    """
+    image, workshop = layers.image, layers.workshop
+    tools = workshop.tools
+    with (
+        timings.phase("join", tools.progress, f"join {image.name}"),
+        workshop.scratch() as scratch,
+        pool(tools.runner.stop_all, 1) as beside,
+    ):
+        damaged = beside.submit(layers.damaged, known)
+        try:
             join(image, layers.sources, workshop, scratch, target)
+        except CommandFailed:
+            if not damaged.result():
+                raise
+        return damaged.result()
 
 
 @contextmanager
@@ -156,8 +171,11 @@ class Layers:
 
     def complete(self, timings: Timings, lock: IO[str]) -> None:
         """Make what is missing or damaged. Only for the holder of the directory's lock."""
+        self.supply(self.missing(), timings, lock)
+
+    def supply(self, missing: Sequence[Wanted], timings: Timings, lock: IO[str]) -> None:
+        """Make these layers, whatever is there. Only for the holder of the directory's lock."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        missing = self.missing()
         for layer in missing:
             if self.path(layer).exists():
                 self.workshop.tools.progress.note(f"the cached layer of {layer.name} is damaged: it is made again")
@@ -175,9 +193,19 @@ class Layers:
 
     def missing(self) -> tuple[Wanted, ...]:
         """What the cache does not hold with the bytes that were put there."""
-        tasks = [lambda layer=layer: kept.is_whole(self.path(layer)) for layer in self.wanted]
+        known = self.there()
+        damaged = self.damaged(known)
+        return tuple(layer for layer in self.wanted if layer not in known or layer in damaged)
+
+    def there(self) -> tuple[Wanted, ...]:
+        """What has a file in the cache, whole or not."""
+        return tuple(layer for layer in self.wanted if self.path(layer).exists())
+
+    def damaged(self, layers: Sequence[Wanted]) -> tuple[Wanted, ...]:
+        """Those whose bytes are not, or no longer, what was put into the cache; all are read."""
+        tasks = [lambda layer=layer: kept.is_whole(self.path(layer)) for layer in layers]
         whole = together(tasks, lambda: None, processors())
-        return tuple(layer for layer, there in zip(self.wanted, whole, strict=True) if not there)
+        return tuple(layer for layer, is_whole in zip(layers, whole, strict=True) if not is_whole)
 
     def make(self, missing: Sequence[Wanted], timings: Timings, lock: IO[str], anew: frozenset[str]) -> Made:
         """Install all of `missing` at once, and make a layer of each that is whole.
@@ -293,101 +321,6 @@ def squash_command(tree: Path, target: Path) -> Command:
 def squash_options() -> tuple[str, ...]:
     """How a part of an image is packed, by mksquashfs and by sqfstar."""
     return (*SQUASH, "-processors", str(processors()), "-all-root", "-no-xattrs", "-no-progress", "-quiet")
-
-
-class Tree:
-    """A virtual environment on disk, and whose its files are."""
-
-    def __init__(self, venv: Path, python: str) -> None:
-        self._venv = venv
-        self._python = python
-        infos = sorted((venv / site_packages(python)).glob("*.dist-info/RECORD"))
-        records = {package_of(info.parent.name): info.read_text(encoding="utf-8") for info in infos}
-        self._owned = {name: owned(record, python) for name, record in records.items()}
-        self._shared = shared(self._owned)
-        self._recorded = {
-            file.path for each in self._owned.values() for file in each if file.digest
-        }  # not what pip compiled
-
-    def package(self, name: str) -> tuple[str, ...] | None:
-        """The paths of a package with its bytecode; None where it is absent, or another has overwritten a file."""
-        if any(file.path in self._shared and not self._is_as_recorded(file) for file in self._owned.get(name, ())):
-            return None
-        return self._with_bytecode(self._owned.get(name, ())) or None
-
-    def skeleton(self, locked: frozenset[str]) -> tuple[str, ...]:
-        """All paths but those of locked packages: the environment as `python -m venv` makes it."""
-        theirs = {path for name in self._owned if name in locked for path in self._with_bytecode(self._owned[name])}
-        everything = {
-            str(Path(folder, name).relative_to(self._venv))
-            for folder, folders, names in os.walk(self._venv)
-            for name in [*names, *(one for one in folders if _is_leaf(Path(folder, one)))]
-        }
-        return tuple(sorted(everything - theirs))
-
-    def _with_bytecode(self, files: Iterable[Owned]) -> tuple[str, ...]:
-        paths = {file.path for file in files}
-        paths |= {found for path in paths if (found := bytecode_of(path, self._python))}
-        return tuple(sorted(path for path in paths if os.path.lexists(self._venv / path)))
-
-    def is_damaged(self, name: str) -> bool:
-        """Whether a file that no other package has overwritten is not the one in the package's RECORD."""
-        own = (file for file in self._owned.get(name, ()) if file.digest and file.path not in self._shared)
-        return not all(self._is_as_recorded(file) for file in own)
-
-    def _is_as_recorded(self, file: Owned) -> bool:
-        name, _, wanted = file.digest.partition("=")
-        path = self._venv / file.path
-        if name not in hashlib.algorithms_guaranteed or not path.is_file():
-            return not file.digest
-        digest = hashlib.new(name)
-        with path.open("rb") as stream:
-            while chunk := stream.read(CHUNK):
-                digest.update(chunk)
-        return base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode() == wanted
-
-    def size(self, paths: Iterable[str]) -> int:
-        """Bytes of these files."""
-        return sum((self._venv / path).lstat().st_size for path in paths)
-
-    def farm(self, paths: Iterable[str], root: Path) -> Path:
-        """A tree of hard links to these files, where they will be in the image."""
-        made: set[Path] = set()
-        for path in paths:
-            target = root / VENV[1:] / path
-            if target.parent not in made:
-                _make_directories(target.parent, root, made)
-            if (self._venv / path).is_dir() and not (self._venv / path).is_symlink():
-                _make_directories(target, root, made)
-                continue
-            os.link(self._venv / path, target, follow_symlinks=False)
-            if path.endswith(".pyc") and path not in self._recorded:
-                _date(target)
-        return root
-
-
-def _is_leaf(directory: Path) -> bool:
-    """A link to a directory, or an empty one: what a list of files would miss."""
-    return directory.is_symlink() or not any(directory.iterdir())
-
-
-def _date(bytecode: Path) -> None:
-    """Make bytecode that was compiled here valid for the time that sources have in an image."""
-    with bytecode.open("r+b") as file:
-        header = file.read(16)
-        if len(header) == 16:
-            file.seek(0)
-            file.write(with_time_of_source(header, TIME))
-
-
-def _make_directories(directory: Path, root: Path, made: set[Path]) -> None:
-    """As apt and uv make them, whatever the umask is."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for each in (directory, *directory.parents):
-        if each in made or each == root.parent:
-            return
-        each.chmod(0o755)
-        made.add(each)
 
 
 # ---------------------------------------------------------------------------------------------- what is this image's

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sifkit.assemble import Tree, final_labels
+from sifkit.assemble import final_labels
 from sifkit.deffile import render
 from sifkit.layers import (
     TIME,
@@ -26,6 +26,7 @@ from sifkit.layers import (
 )
 from sifkit.lock import parse_lock
 from sifkit.model import Image, LockedPackage
+from sifkit.venvtree import Tree
 from tests.conftest import make_image, make_spec
 
 SITE = "lib/python3.13/site-packages"
