@@ -69,11 +69,16 @@ find /usr /opt -path '*/__pycache__/*.pyc' | /usr/bin/python3 -c 'if "indented":
 '"""
 
 
+def site_packages(python: str) -> str:
+    """Where packages are, relative to a virtual environment. `python`: its minor version."""
+    return f"lib/python{python}/site-packages"
+
+
 def compile_packages(venv: str, python: str, *, for_good: bool) -> str:
     """Lines that compile what a virtual environment's packages list in their RECORD.
 
     `python`: its minor version. `for_good`: valid without a look at the source; else for its time and size.
     """
     mode = "UNCHECKED_HASH" if for_good else "TIMESTAMP"
-    site_packages = f"{venv}/lib/python{python}/site-packages"
-    return _COMPILE.format(python=quote(f"{venv}/bin/python"), site_packages=quote(site_packages), mode=mode)
+    place = quote(f"{venv}/{site_packages(python)}")
+    return _COMPILE.format(python=quote(f"{venv}/bin/python"), site_packages=place, mode=mode)

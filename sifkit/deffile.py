@@ -16,7 +16,7 @@ from shlex import quote
 
 from typing_extensions import assert_never
 
-from sifkit.bytecode import VALID_FOR_GOOD, compile_packages
+from sifkit.bytecode import VALID_FOR_GOOD, compile_packages, site_packages
 from sifkit.model import (
     Base,
     Debootstrap,
@@ -297,7 +297,7 @@ def install_script(image: Image, anew: Sequence[str] = (), *, uv_is_there: bool 
     packages that uv keeps, but damaged, so that it must load them again. `uv_is_there`: the program stands in VENV,
     which is empty otherwise; then nothing needs pip, which takes seconds to be installed.
     """
-    site_packages = f"{VENV}/lib/python{image.spec.python}/site-packages"
+    packages = f"{VENV}/{site_packages(image.spec.python)}"
     return f"""\
 set -e
 umask 022
@@ -311,7 +311,7 @@ export UV_CACHE_DIR={posixpath.dirname(VENV)}/uv UV_LINK_MODE=hardlink
 # Each layer's bytecode gets the time that its sources have in an image.
 {compile_packages(VENV, image.spec.python, for_good=False)}
 # Of wheels that are files of the host, uv notes when it saw them; an image holds no times.
-grep -l '^[^/]*/uv_cache.json,' {site_packages}/*.dist-info/RECORD | while read -r record; do
+grep -l '^[^/]*/uv_cache.json,' {packages}/*.dist-info/RECORD | while read -r record; do
     sed -i '/uv_cache.json,/d' "$record"
     rm "${{record%RECORD}}uv_cache.json"
 done
@@ -342,7 +342,7 @@ def _python_in_environment(image: Image) -> str:
 export PIP_CACHE_DIR={HOST_DIR}/pip
 {link}{VENV}/bin/python -I -m pip install --quiet --disable-pip-version-check --root-user-action ignore \\
     --require-hashes --no-deps --no-compile -r {IMAGE_DIR}/requirements.lock
-{VENV}/bin/python -I -m compileall -qq -j 0 {VENV}/lib/python{version}/site-packages || echo "some files do not compile"
+{VENV}/bin/python -I -m compileall -qq -j 0 {VENV}/{site_packages(version)} || echo "some files do not compile"
 
 {_toolkit(image)}# A plain build filled this cache itself; under sifkit it is the host's, and stays.
 [ -e {HOST_DIR}/site.sh ] || rm -rf {HOST_DIR}/pip
@@ -353,7 +353,7 @@ def _toolkit(image: Image) -> str:
     """/usr/local/cuda of the wheels' nvcc, headers and libraries, whose names linkers look for without versions."""
     if image.resolution.toolkit is None:
         return ""
-    wheels = f"{VENV}/lib/python{image.spec.python}/site-packages/{image.resolution.toolkit}"
+    wheels = f"{VENV}/{site_packages(image.spec.python)}/{image.resolution.toolkit}"
     return f"""\
 # A CUDA toolkit where everybody looks for it, of links into the wheels.
 mkdir -p {CUDA_HOME}/lib64

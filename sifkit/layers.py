@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from packaging.utils import canonicalize_name
 
+from sifkit.bytecode import site_packages
 from sifkit.deffile import CUDA_HOME, VENV
 from sifkit.model import Image, LockedPackage, digest_of
 
@@ -73,11 +74,6 @@ class Owned:
 
     path: str
     digest: str
-
-
-def site_packages(python: str) -> str:
-    """Relative to the virtual environment."""
-    return f"lib/python{python}/site-packages"
 
 
 def package_of(dist_info: str) -> str:

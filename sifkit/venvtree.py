@@ -11,8 +11,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from sifkit.bytecode import site_packages
 from sifkit.deffile import VENV
-from sifkit.layers import TIME, Owned, bytecode_of, owned, package_of, shared, site_packages, with_time_of_source
+from sifkit.layers import TIME, Owned, bytecode_of, owned, package_of, shared, with_time_of_source
 from sifkit.store import CHUNK
 
 

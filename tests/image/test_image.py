@@ -135,6 +135,26 @@ def test_bytecode_is_compiled(sif_host: Host, module: str) -> None:
     assert missing <= all_files // 100  # templates with a .py name that no Python can compile
 
 
+# One process compiles files; whether the last one's bytecode is the image's. Header: the time and size of its source.
+COMPILE = """
+import pathlib, py_compile, sys, tempfile
+from importlib.util import cache_from_source
+paths = [f"{sys.prefix}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages/" + one for one in %r]
+with tempfile.TemporaryDirectory() as folder:
+    for path in paths:
+        made = py_compile.compile(path, cfile=f"{folder}/one.pyc", doraise=True)
+    print(pathlib.Path(made).read_bytes()[16:] == pathlib.Path(cache_from_source(path)).read_bytes()[16:])
+"""
+
+
+def test_bytecode_shows_nothing_of_what_other_packages_compiled(sif_host: Host, spec: ImageSpec, lock: Lock) -> None:
+    if spec.python != "3.13" or "av" not in lock.versions():
+        pytest.skip("the one file known to show it is PyAV's, compiled by Python 3.13")
+    before, shows = "pandas/io/formats/style.py", "av/video/frame.py"
+    assert in_image(sif_host, COMPILE % [shows]) == "True"
+    assert in_image(sif_host, COMPILE % [before, shows]) == "False"  # else this test shows nothing
+
+
 def test_every_file_is_readable_by_every_user(sif_host: Host) -> None:
     private = sif_host.check_output("find %s %s ! -type l ! -perm -004 | head -5", VENV, IMAGE_DIR)
     assert private == ""

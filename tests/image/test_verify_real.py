@@ -16,11 +16,11 @@ from rich.console import Console
 
 from sifkit.apptainer import Apptainer
 from sifkit.assemble import Layers, join, layers_held, squash_command
+from sifkit.bytecode import site_packages
 from sifkit.cli import main
 from sifkit.deffile import VENV
 from sifkit.errors import Exit
 from sifkit.execute import load_image
-from sifkit.layers import site_packages
 from sifkit.model import Site
 from sifkit.progress import PlainProgress
 from sifkit.run import Command, Runner
