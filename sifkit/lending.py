@@ -12,7 +12,7 @@ from sifkit.apptainer import Bind
 from sifkit.deffile import HOST_DIR
 from sifkit.logins import Login
 from sifkit.model import PythonIndex, Site
-from sifkit.site import CA_VARIABLES, ca_bundle
+from sifkit.site import CA_VARIABLES, PROXIES, ca_bundle
 
 BUNDLE, APT_CONF, APT_AUTH, WGETRC = "ca-bundle.crt", "apt.conf", "auth.conf", "wgetrc"
 
@@ -51,12 +51,9 @@ def write_secret(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "all_proxy")
-
-
 def site_script(site: Site, environ: Mapping[str, str], *, has_bundle: bool) -> str:
     """Shell lines that %post reads from the bound directory: how this site reaches its mirrors."""
-    index, exports = site.python_index, {name: environ[name] for name in _PROXIES if environ.get(name)}
+    index, exports = site.python_index, {name: environ[name] for name in PROXIES if environ.get(name)}
     exports["APT_CONFIG"] = f"{HOST_DIR}/{APT_CONF}"
     if has_bundle:
         exports |= dict.fromkeys(CA_VARIABLES, f"{HOST_DIR}/{BUNDLE}")

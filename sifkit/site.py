@@ -20,6 +20,9 @@ CA_BUNDLES = (
     "/etc/ssl/cert.pem",  # Alpine
 )
 
+_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
+PROXIES = (*_PROXIES, *(name.upper() for name in _PROXIES))  # some programs read the one case, some the other
+
 # Variables that name a bundle, each read by some program: the first by uv, Apptainer and curl.
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "GIT_SSL_CAINFO")
 
@@ -69,7 +72,7 @@ def reach(environ: Mapping[str, str], site: Site) -> dict[str, str]:
     proxy = site.proxy
     given = {"http_proxy": proxy.http, "https_proxy": proxy.https, "no_proxy": proxy.no_proxy}
     found = {name: value for name, value in given.items() if value}
-    for name in (*given, "all_proxy"):
+    for name in _PROXIES:
         value = found.get(name) or environ.get(name) or environ.get(name.upper())
         found |= {name: value} if value else {}
     cases = {case: value for name, value in found.items() for case in (name, name.upper())}
