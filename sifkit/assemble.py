@@ -92,10 +92,10 @@ def layers_held(tools: Tools) -> Iterator[IO[str]]:
 
 def join(image: Image, sources: Sequence[Source], workshop: Workshop, scratch: Path, target: Path) -> None:
     """The file of an image, whose first source holds the Debian packages and their list; with what only it has."""
-    top = make_top(image, sources, workshop, scratch)
-    packages = "" if isinstance(image.base.source, Scratch) else read_file(sources[0], DEBIAN_PACKAGES).decode()
-    objects = (*carried_by(image, packages, workshop.tools), inspect_metadata_of(top))
     try:
+        top = make_top(image, sources, workshop, scratch)
+        packages = "" if isinstance(image.base.source, Scratch) else read_file(sources[0], DEBIAN_PACKAGES).decode()
+        objects = (*carried_by(image, packages, workshop.tools), inspect_metadata_of(top))
         write_sif(target, [*sources, top], objects, time=TIME)
     except NotJoinable as error:
         fix = f"remove what the cache holds, and build again: {workshop.tools.cache}/bases and layers"
@@ -232,9 +232,14 @@ class Layers:
         self.workshop.tools.progress.note(f"damaged in uv's cache, loaded again: {', '.join(sorted(names))}")
 
     def _uv(self, missing: Sequence[Wanted]) -> Source | None:
-        """The layer of the uv that installs; None where it, or the environment itself, is still to be made with pip."""
+        """The layer of the uv that installs; None where it, or the environment itself, is still to be made with pip.
+
+        A damaged one, which the join would have noticed only later, is not run.
+        """
         whole = {layer.name: layer for layer in self.wanted if layer not in missing}
-        return Source(self.path(whole["uv"])) if {"uv", SKELETON} <= whole.keys() else None
+        if not {"uv", SKELETON} <= whole.keys() or not kept.is_whole(self.path(whole["uv"])):
+            return None
+        return Source(self.path(whole["uv"]))
 
     def _install_whole(
         self, packages: Sequence[LockedPackage], venv: Path, uv: Source | None, anew: frozenset[str]

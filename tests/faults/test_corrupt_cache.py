@@ -93,6 +93,18 @@ def test_damaged_layers_are_noticed_and_made_again(make_place: MakePlace) -> Non
     place.recovers()
 
 
+def test_a_damaged_uv_does_not_install(make_place: MakePlace) -> None:
+    place = make_place(packages=True)
+    (uv,), (other,) = ((place.cache / "layers").glob(f"{name}-*.sqfs") for name in ("uv", "llamafactory"))
+    cut(uv)
+    other.unlink()
+    place.change("uv is damaged")
+    ended = place.build()
+    assert ended.code == Exit.OK, ended.said
+    assert "cached layer of uv is damaged" in " ".join(ended.said.split())
+    place.recovers()
+
+
 @pytest.mark.parametrize(("in_uv", "in_pip"), [(flip, cut), (cut, flip)])
 def test_damaged_packages_in_the_caches_of_uv_and_pip_do_not_reach_an_image(
     in_uv: Callable[[Path], None], in_pip: Callable[[Path], None], wheelhouse: Path, make_place: MakePlace
