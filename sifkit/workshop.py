@@ -84,9 +84,10 @@ class Workshop:
         with exclusive(bases / f".{name}.lock", lambda: say_waiting(name, self.tools.progress)):
             if kept.is_whole(target):
                 return target
-            if target.exists():
-                self.tools.progress.note(f"{name} in the cache was changed or damaged: it is made again")
+            was_there = target.exists()
             kept.drop(target)
+            if was_there:
+                self.tools.progress.note(f"{name} in the cache was changed or damaged: it is made again")
             for leftover in bases.glob(f".{name}.*.partial"):
                 leftover.unlink(missing_ok=True)
             partial = bases / f".{name}.{os.getpid()}.partial"
