@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,11 +81,7 @@ def workplace(made: Made, image: Image, tools: Tools, *, fresh: bool) -> Iterato
     """A project that holds this one spec and its lock; gone afterwards."""
     tmpdir = choose_tmpdir(tools.site, tools.environ, Room.for_lock(image.lock), tools.cache)
     tmpdir.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="sifkit-again-", dir=tmpdir) as name,
-        tools.runner.removing(Path(name)),
-    ):
-        root = Path(name)
+    with tools.runner.scratch("sifkit-again-", tmpdir) as root:
         project = Project(root)
         project.definitions.mkdir()
         project.spec_path(image.name).write_text(made.spec_text, encoding="utf-8")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -125,6 +127,20 @@ class Runner:
         finally:
             guard.stop()
             guard.finish()
+
+    @contextmanager
+    def scratch(self, prefix: str, parent: Path | None = None) -> Iterator[Path]:
+        """A directory for this user alone, gone afterwards, whenever this process is killed.
+
+        Who removes it is started before it is made. `parent`: default TMPDIR. Raises `OSError`.
+        """
+        directory = (parent or Path(tempfile.gettempdir())).absolute() / f"{prefix}{secrets.token_hex(8)}"
+        with self.removing(directory):
+            directory.mkdir(mode=0o700)
+            try:
+                yield directory
+            finally:
+                shutil.rmtree(directory, ignore_errors=True)
 
     def stop_all(self) -> None:
         """Stop every program that other threads wait for; each of them sees its program fail."""

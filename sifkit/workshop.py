@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -42,12 +41,8 @@ class Workshop:
     def scratch(self) -> Iterator[Path]:
         """A directory for big things, gone afterwards."""
         self.tmpdir.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix="sifkit-", dir=self.tmpdir))
-        try:
-            with self.tools.runner.removing(directory):
-                yield directory
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
+        with self.tools.runner.scratch("sifkit-", self.tmpdir) as directory:
+            yield directory
 
     def lend(self, directory: Path, debian: Iterable[Login] = ()) -> tuple[Bind, ...]:
         """The site's certificates, settings and caches, `directory` among them, at HOST_DIR; and logins for apt."""

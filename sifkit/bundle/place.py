@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,9 +129,8 @@ def _require_room(missing: Sequence[Member], place: Place) -> None:
 def _take(path: Path, manifest: Manifest, missing: Sequence[Member], place: Place) -> None:
     """All is written into a directory beside the cache's own first: a disk that is full leaves no half of a bundle."""
     total = sum(member.size for member in missing)
-    staging = Path(tempfile.mkdtemp(prefix=".unbundle-", dir=place.cache))
     with (
-        place.runner.removing(staging),
+        place.runner.scratch(".unbundle-", place.cache) as staging,
         place.progress.phase(f"write {size_text(total)} into {place.cache} and {place.project.root}"),
     ):
         staged = _stage(path, manifest, {member.name for member in missing}, staging, Meter(total, place.progress.line))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -177,11 +176,8 @@ def ask(image: Path, apptainer: Apptainer, binds: tuple[Bind, ...] = ()) -> str:
     from sifkit.apptainer import Bind, Exec
     from sifkit.verify.container import IN_LIBRARIES, IN_PROBES, IN_WORK
 
-    with (
-        tempfile.TemporaryDirectory(prefix="sifkit-facts-", dir=apptainer.runner.environ.get("TMPDIR")) as folder,
-        apptainer.runner.removing(Path(folder)),  # a build that is killed here leaves nothing either
-    ):
-        work = Path(folder)
+    tmpdir = apptainer.runner.environ.get("TMPDIR")
+    with apptainer.runner.scratch("sifkit-facts-", Path(tmpdir) if tmpdir else None) as work:
         ours = (
             Bind(_PROBES, IN_PROBES),
             Bind(Path(elftools.__file__).parent, f"{IN_LIBRARIES}/elftools"),

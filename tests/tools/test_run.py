@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -77,6 +82,37 @@ def test_what_must_not_outlive_the_program_is_removed(runner: Runner, tmp_path: 
 
     assert run("true") == (False, True)
     assert run("false") == (False, False)
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from sifkit.run import Runner
+
+def mkdir(path, *options, make=pathlib.Path.mkdir, **more):
+    make(path, *options, **more)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+pathlib.Path.mkdir = mkdir
+with Runner(os.environ).scratch("scratch-", pathlib.Path(sys.argv[1])):
+    pass
+"""
+
+
+def test_a_scratch_directory_is_gone_even_when_we_are_killed_right_after_it_was_made(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    deadline = time.monotonic() + 30
+    while any(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scratch_directory_is_the_users_alone_and_gone_afterwards(runner: Runner, tmp_path: Path) -> None:
+    with suppress(ZeroDivisionError), runner.scratch("scratch-", tmp_path) as directory:
+        (directory / "file").write_text("x")
+        assert directory.stat().st_mode & 0o777 == 0o700
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_shown_command_can_be_pasted() -> None:
