@@ -177,9 +177,7 @@ class Layers:
         """Make these layers, whatever is there. Only for the holder of the directory's lock."""
         self.directory.mkdir(parents=True, exist_ok=True)
         for layer in missing:
-            was_there = self.path(layer).exists()
-            kept.drop(self.path(layer))
-            if was_there:
+            if kept.drop(self.path(layer)):
                 self.workshop.tools.progress.note(f"the cached layer of {layer.name} is damaged: it is made again")
         for leftover in self.directory.glob(".*.partial"):
             leftover.unlink(missing_ok=True)

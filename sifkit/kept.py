@@ -28,7 +28,9 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def drop(path: Path) -> None:
-    """Remove a kept file and its sum."""
+def drop(path: Path) -> bool:
+    """Remove a kept file and its sum; returns whether the file was there."""
+    was_there = path.exists()
     path.unlink(missing_ok=True)
     sum_of(path).unlink(missing_ok=True)
+    return was_there

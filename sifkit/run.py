@@ -137,10 +137,7 @@ class Runner:
         directory = (parent or Path(tempfile.gettempdir())).absolute() / f"{prefix}{secrets.token_hex(8)}"
         with self.removing(directory):
             directory.mkdir(mode=0o700)
-            try:
-                yield directory
-            finally:
-                shutil.rmtree(directory, ignore_errors=True)
+            yield directory
 
     def stop_all(self) -> None:
         """Stop every program that other threads wait for; each of them sees its program fail."""

@@ -79,9 +79,7 @@ class Workshop:
         with exclusive(bases / f".{name}.lock", lambda: say_waiting(name, self.tools.progress)):
             if kept.is_whole(target):
                 return target
-            was_there = target.exists()
-            kept.drop(target)
-            if was_there:
+            if kept.drop(target):
                 self.tools.progress.note(f"{name} in the cache was changed or damaged: it is made again")
             for leftover in bases.glob(f".{name}.*.partial"):
                 leftover.unlink(missing_ok=True)

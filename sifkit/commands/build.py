@@ -95,10 +95,16 @@ def build(
     elif verify:
         from sifkit.commands import verifying  # here: it takes a third of the time of a build that has nothing to do
 
-        make = partial(
-            _build, tools=tools, force=force, checked=not no_check, signing=signing, how=how, checkouts=not checkout
+        build_stale = partial(
+            _build,
+            tools=tools,
+            force=force,
+            checked=not no_check,
+            signing=signing,
+            how=how,
+            checkouts=checkout is None,
         )
-        verifying.verify(names, tools, verifying.Wishes(*wishes), make, checked=not no_check, as_json=json_)
+        verifying.verify(names, tools, verifying.Wishes(*wishes), build_stale, checked=not no_check, as_json=json_)
     else:
         steps = _build(names, tools, force=force, checked=not no_check, signing=signing, how=how)
         _print_built(steps, tools, json_)
