@@ -18,7 +18,7 @@ from sifkit.compat.gate import require_fit, say
 from sifkit.deffile import labels, needs_whole_build, render
 from sifkit.environment import read_environment, require_unchanged, require_usable
 from sifkit.errors import CommandFailed
-from sifkit.gather.image import ask, parse_facts, write_into
+from sifkit.gather.image import ask, hash_ahead, parse_facts, write_into
 from sifkit.host import Room, check_cache_room, check_images_room, choose_tmpdir, host_bases, tree_bytes
 from sifkit.lock import current_lock
 from sifkit.model import Image, ImageSpec, Lock, Scratch
@@ -28,7 +28,7 @@ from sifkit.resolve import resolution, resolve_base
 from sifkit.sign import SigningKey, sign
 from sifkit.spec import load_spec
 from sifkit.store import Manifest, exclusive, flush, sha256_of
-from sifkit.together import together
+from sifkit.together import pool
 from sifkit.tools import Timings, Tools
 from sifkit.workshop import Workshop, fresh_log, say_waiting
 
@@ -161,15 +161,15 @@ def room_of(image: Image) -> Room:
     return Room.for_lock(image.lock)
 
 
-def publish(step: Step, workshop: Workshop, timings: Timings) -> None:
-    """Hash the finished image, write its manifest, give both their names."""
-    tools, image = workshop.tools, step.image
+def publish(step: Step, workshop: Workshop, made: Made) -> None:
+    """Write the finished image's manifest, give both their names."""
+    tools, image, timings = workshop.tools, step.image, made.timings
     partial = tools.store.partial(image.name)
-    with timings.phase("hash", tools.progress, "hash and publish"):
+    with timings.phase("publish", tools.progress, "publish"):
         status = partial.stat()
         manifest = Manifest(
             name=image.name,
-            sha256=sha256_of(partial),
+            sha256=made.sha256 or sha256_of(partial),
             size=status.st_size,
             mtime_ns=status.st_mtime_ns,
             built=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -191,7 +191,15 @@ def _versions(image: Image, workshop: Workshop) -> dict[str, str]:
     return {"sifkit": __version__, **made_with, **{name: inside[name] for name in names}}
 
 
-def make(image: Image, workshop: Workshop, how: How) -> Timings:
+@dataclass(frozen=True)
+class Made:
+    """An image under its partial name. `sha256`: of the file, where it is known."""
+
+    timings: Timings
+    sha256: str | None
+
+
+def make(image: Image, workshop: Workshop, how: How) -> Made:
     """Base, packages, image, test, facts, signature; the result stands under the partial name."""
     timings, tools = Timings(), workshop.tools
     partial = tools.store.partial(image.name)
@@ -202,18 +210,20 @@ def make(image: Image, workshop: Workshop, how: How) -> Timings:
             workshop.apptainer_build(render(image, sifkit_version=__version__), partial)
             add_carried(image, tools, partial)
     with timings.phase("test", tools.progress, "run its own test, and ask what it holds"):
-        test(image, partial, workshop)
+        sha256 = test(image, partial, workshop)
     if how.signing:
         with timings.phase("sign", tools.progress, f"sign {image.name}"):
             sign(partial, how.signing, workshop.apptainer)
-    return timings
+            sha256 = None
+    return Made(timings, sha256)
 
 
-def test(image: Image, partial: Path, workshop: Workshop) -> None:
+def test(image: Image, partial: Path, workshop: Workshop) -> str | None:
     """Ask the image for its facts, write them into its file, and run its own test where they do not answer it.
 
-    Raises `CommandFailed` when the test fails. An image that does not answer is not lost: it is asked again when its
-    facts are needed. Meanwhile the file goes to the disk.
+    Meanwhile the file goes to the disk, and is hashed; returns its sha256 with the facts, where that holds. Raises
+    `CommandFailed` when the test fails. An image that does not answer is not lost: it is asked again when its facts
+    are needed.
     """
 
     def learn() -> str | CommandFailed | OSError:
@@ -222,13 +232,17 @@ def test(image: Image, partial: Path, workshop: Workshop) -> None:
         except (CommandFailed, OSError) as error:
             return error
 
-    facts, _ = together((learn, lambda: flush(partial)), workshop.tools.runner.stop_all, 2)
+    tools = workshop.tools
+    with pool(tools.runner.stop_all, 3) as beside:
+        asked, ahead = beside.submit(learn), beside.submit(hash_ahead, partial)
+        beside.submit(flush, partial).result()
+        facts = asked.result()
     if not isinstance(facts, str) or not answers_test(image, parse_facts(facts, partial)):
         workshop.run(workshop.apptainer.test_command(partial))
     if isinstance(facts, str):
-        write_into(partial, facts)
-    else:
-        workshop.tools.progress.note(f"{image.name}: what it holds is not written into it: {facts}")
+        return ahead.result().of(partial, write_into(partial, facts))
+    tools.progress.note(f"{image.name}: what it holds is not written into it: {facts}")
+    return None
 
 
 def answers_test(image: Image, facts: ImageFacts | None) -> bool:

@@ -35,6 +35,7 @@ _TABLE = 4096  # where the descriptors are, and what a partition is aligned to
 _DATA = _TABLE + _DESCRIPTORS * DESCRIPTOR.size
 _GROUP = 0xF0000001  # group 1: all its objects are signed together
 _LONGEST_NAME = 127
+_CHUNK = 1 << 22
 
 _SQUASHFS, _PRIMARY_SYSTEM = 1, 2
 _PARTITION = struct.Struct("<ii3s")  # filesystem, type, architecture
@@ -83,23 +84,51 @@ def append_object(path: Path, new: NewObject, *, time: int) -> None:
     A signature does not cover it: sign afterwards. Killed on the way, it leaves a whole SIF without the object.
     """
     with path.open("r+b") as file:
-        header, rows = read_table(file)
-        index = next((at for at, row in enumerate(rows) if not row.used), None)
-        if index is None:
-            raise NotSif("it has no room for another object")
-        end = header.data + header.data_size
-        begin = max((row.offset + row.size for row in rows if row.used), default=header.table)
-        if not begin <= end <= file.seek(0, os.SEEK_END):
-            raise NotSif("its header is damaged")
-        row = _put(file, new, index + 1, end, time)
+        coming = _coming(file, new.kind, new.name, len(new.data), time)
+        file.seek(coming.at)
+        file.write(new.data)
         file.truncate()  # what an earlier attempt may have left
         file.flush()
         file.seek(0)
-        free, size = sum(not row.used for row in rows) - 1, header.data_size + row.padded
-        file.write(HEADER.pack(*header._replace(modified=time, free=free, data_size=size)))
+        file.write(coming.header)
         file.flush()
-        file.seek(header.table + index * DESCRIPTOR.size)
-        file.write(DESCRIPTOR.pack(*row))
+        file.seek(coming.row_at)
+        file.write(coming.row)
+
+
+@dataclass(frozen=True)
+class HashAhead:
+    """The sha256 of a SIF with an object that is still to be appended, all of it but that object's bytes.
+
+    `head`: what the file will begin with.
+    """
+
+    head: bytes
+    size: int
+    digest: hashlib._Hash
+
+    @classmethod
+    def read(cls, path: Path, kind: int, name: str, size: int, *, time: int) -> HashAhead:
+        """Read the file for an object of `size` bytes, to be appended with this `time`. Raises `NotSif`, `OSError`."""
+        with opened(path) as file:
+            coming = _coming(file, kind, name, size, time)
+            file.seek(0)
+            head = bytearray(_read(file, coming.row_at + DESCRIPTOR.size))
+            head[: HEADER.size] = coming.header
+            head[coming.row_at :] = coming.row
+            digest = hashlib.sha256(head)
+            while file.tell() < coming.at:
+                digest.update(_read(file, min(_CHUNK, coming.at - file.tell())))
+        return cls(bytes(head), size, digest)
+
+    def of(self, path: Path, data: bytes) -> str | None:
+        """The whole sha256 with the object's bytes; None for a file that has become another than was foreseen."""
+        with opened(path) as file:
+            if len(data) != self.size or _read(file, len(self.head)) != self.head:
+                return None
+        whole = self.digest.copy()
+        whole.update(data)
+        return whole.hexdigest()
 
 
 def partition(path: Path) -> Source:
@@ -126,6 +155,46 @@ def _identity(joined: Source, objects: Sequence[NewObject], time: int) -> uuid.U
 
 def _architecture() -> bytes:
     return _ARCHITECTURES.get(platform.machine(), _UNKNOWN)
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """The next object of a SIF: where it goes, and what the file's header and its row of the table will say."""
+
+    at: int
+    header: bytes
+    row_at: int
+    row: bytes
+
+
+def _coming(file: IO[bytes], kind: int, name: str, size: int, time: int) -> _Coming:
+    header, rows = read_table(file)
+    index = next((at for at, row in enumerate(rows) if not row.used), None)
+    if index is None:
+        raise NotSif("it has no room for another object")
+    end = header.data + header.data_size
+    begin = max((row.offset + row.size for row in rows if row.used), default=header.table)
+    if not begin <= end <= file.seek(0, os.SEEK_END):
+        raise NotSif("its header is damaged")
+    free, data_size = sum(not row.used for row in rows) - 1, header.data_size + size
+    row = _descriptor(kind, index + 1, end, (size, size), time, name)
+    return _Coming(
+        at=end,
+        header=HEADER.pack(*header._replace(modified=time, free=free, data_size=data_size)),
+        row_at=header.table + index * DESCRIPTOR.size,
+        row=DESCRIPTOR.pack(*row),
+    )
+
+
+def _read(file: IO[bytes], size: int) -> bytes:
+    """So many bytes of a file without a buffer. Raises `NotSif` where it has become shorter."""
+    data = bytearray()
+    while len(data) < size:
+        more = file.read(size - len(data))
+        if not more:
+            raise NotSif("it is cut off")
+        data += more
+    return bytes(data)
 
 
 def _put(file: IO[bytes], new: NewObject, number: int, at: int, time: int) -> Descriptor:

@@ -106,20 +106,22 @@ class Store:
         manifest its own; a disk that is full, or a build killed before, leaves the image that was there, and its
         manifest, as they were.
         """
-        partial, coming = self.partial(manifest.name), self.directory / f".{manifest.name}.json.{os.getpid()}.partial"
-        try:
-            coming.write_text(manifest.to_json(), encoding="utf-8")
-            for path in (partial, coming):
-                flush(path)
+        partial, final = self.partial(manifest.name), self.sif(manifest.name)
+        coming = self.directory / f".{manifest.name}.json.{os.getpid()}.partial"
+        with _kept_open(final):
+            try:
+                coming.write_text(manifest.to_json(), encoding="utf-8")
+                for path in (partial, coming):
+                    flush(path)
+                _flush_names(self.directory)
+                partial.replace(final)
+            except BaseException:
+                if partial.exists():  # else a signal came just after the image got its name
+                    coming.unlink(missing_ok=True)
+                raise
+            with contextlib.suppress(FileNotFoundError):  # a reader was faster
+                coming.replace(self.manifest_path(manifest.name))
             _flush_names(self.directory)
-            partial.replace(self.sif(manifest.name))
-        except BaseException:
-            if partial.exists():  # else a signal came just after the image got its name
-                coming.unlink(missing_ok=True)
-            raise
-        with contextlib.suppress(FileNotFoundError):  # a reader was faster
-            coming.replace(self.manifest_path(manifest.name))
-        _flush_names(self.directory)
 
     def _partials(self, name: str, suffix: str) -> list[Path]:
         pattern = re.compile(rf"\.{re.escape(name)}\.{suffix}\.\d+\.partial")
@@ -140,6 +142,20 @@ def flush(path: Path) -> None:
     """Wait until the disk has a file's bytes. Raises `OSError` where it cannot take them."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
+
+
+@contextmanager
+def _kept_open(path: Path) -> Iterator[None]:
+    """A file replaced inside is freed after it: a flush would wait for that, where a disk discards seconds for 5 GB."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:  # none, or not ours to read: then it is freed when it is replaced
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _flush_names(directory: Path) -> None:

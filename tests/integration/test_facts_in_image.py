@@ -11,7 +11,7 @@ from rich.console import Console
 from sifkit.apptainer import Apptainer
 from sifkit.cli import main
 from sifkit.errors import CommandFailed, Exit
-from sifkit.gather.image import ask, cached_facts, image_facts, parse_facts, write_into
+from sifkit.gather.image import ask, cached_facts, hash_ahead, image_facts, parse_facts, write_into
 from sifkit.progress import PlainProgress
 from sifkit.run import Command
 from sifkit.sif import OBJECT_NAME, read_object, read_objects
@@ -62,9 +62,12 @@ def test_an_image_with_facts_runs_and_is_signed_with_them(
     keys.mkdir(mode=0o700)
     image.write_bytes(small_sif.read_bytes())
     before = len(read_objects(image))
-    write_into(image, json.dumps(ANSWER))
+    ahead = hash_ahead(image)
+    written = write_into(image, json.dumps(ANSWER))
+    assert ahead.of(image, written) == sha256_of(image)
     assert len(read_objects(image)) == before + 1
-    assert read_object(image, OBJECT_NAME) == json.dumps(ANSWER).encode()
+    assert read_object(image, OBJECT_NAME) == written
+    assert written.rstrip() == json.dumps(ANSWER).encode()
     assert "JSON.Generic" in sif(apptainer, "sif", "list", str(image), keys=keys)
     assert sif(apptainer, "sif", "dump", str(before + 1), str(image), keys=keys).startswith(json.dumps(ANSWER))
     assert "small" in sif(apptainer, "inspect", "--labels", str(image), keys=keys)

@@ -25,8 +25,9 @@ from sifkit.sif import (
     read_objects,
     read_table,
 )
-from sifkit.sifwrite import NewObject, append_object, partition, write_sif
+from sifkit.sifwrite import HashAhead, NewObject, append_object, partition, write_sif
 from sifkit.squash import NotJoinable, Source, listing, read_file
+from sifkit.store import sha256_of
 from tests.unit.squash_files import TIME, squashfs
 
 OBJECTS = (NewObject(DEFINITION, "", b"Bootstrap: scratch\n"), NewObject(GENERIC_JSON, "inspect-metadata.json", b"{}"))
@@ -137,6 +138,20 @@ def test_an_object_is_appended_the_same_each_time(tmp_path: Path, image: Path) -
     assert image.read_bytes() == once
 
 
+def test_a_hash_is_read_ahead_of_the_last_object(image: Path) -> None:
+    name, size = FACTS.name, len(FACTS.data)
+    image.write_bytes(image.read_bytes() + b"what a killed attempt has left behind")
+    ahead = HashAhead.read(image, FACTS.kind, name, size, time=TIME + 5)
+    longer = HashAhead.read(image, FACTS.kind, name, size + 1, time=TIME + 5)
+    later = HashAhead.read(image, FACTS.kind, name, size, time=TIME + 6)
+    append_object(image, FACTS, time=TIME + 5)
+    assert ahead.of(image, FACTS.data) == ahead.of(image, FACTS.data) == sha256_of(image)
+    assert longer.of(image, FACTS.data) is None
+    assert later.of(image, FACTS.data) is None
+    append_object(image, FACTS, time=TIME + 5)
+    assert ahead.of(image, FACTS.data) is None
+
+
 def test_a_table_that_is_full_is_said(tmp_path: Path, sources: tuple[Source, ...]) -> None:
     path = tmp_path / "full.sif"
     write_sif(path, sources, [FACTS] * 47, time=TIME)
@@ -173,7 +188,11 @@ def test_a_partition_that_is_no_squashfs_is_refused(image: Path) -> None:
 def test_what_is_no_sif_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_bytes(b"hello" * 100)
-    for act in (partition, lambda path: append_object(path, FACTS, time=1)):
+    for act in (
+        partition,
+        lambda path: append_object(path, FACTS, time=1),
+        lambda path: HashAhead.read(path, FACTS.kind, FACTS.name, 1, time=1),
+    ):
         with pytest.raises(NotSif, match="does not begin as a SIF file does"):
             act(path)
     assert path.read_bytes() == b"hello" * 100
