@@ -1,4 +1,4 @@
-"""Small disks that can be full: ext4 in a file, mounted at a directory."""
+"""Small disks of a kind that is asked for: a filesystem in a file, mounted at a directory. They can be full."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FILLER = "filler"
+MAKE = {
+    "ext4": ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1"),
+    "xfs": ("/usr/sbin/mkfs.xfs", "-q", "-m", "reflink=1"),  # at least 300 MB
+}
 
 
 @contextmanager
-def disk(root: Path, name: str, megabytes: int) -> Iterator[Path]:
+def disk(root: Path, name: str, megabytes: int, kind: str = "ext4") -> Iterator[Path]:
     """A filesystem of its own at `root/name`. Its file is sparse, so it takes what is written into it.
 
-    Raises `CalledProcessError` where nothing may be mounted.
+    Raises `CalledProcessError` where nothing may be mounted, `FileNotFoundError` where it cannot be made.
     """
-    image, place = root / f"{name}.ext4", root / name
+    image, place = root / f"{name}.{kind}", root / name
     place.mkdir()
     with image.open("wb") as stream:
         stream.truncate(megabytes * 10**6)
     try:
-        options = ("-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1")
-        subprocess.run(["/usr/sbin/mkfs.ext4", *options, str(image)], check=True, capture_output=True)
+        subprocess.run([*MAKE[kind], str(image)], check=True, capture_output=True)
         subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True, capture_output=True)
         try:
-            (place / "lost+found").rmdir()
+            if kind == "ext4":
+                (place / "lost+found").rmdir()
             yield place
         finally:
             subprocess.run(["umount", str(place)], check=True)
@@ -34,12 +38,12 @@ def disk(root: Path, name: str, megabytes: int) -> Iterator[Path]:
         image.unlink()
 
 
-def why_no_disks(root: Path) -> str | None:
+def why_no_disks(root: Path, kind: str = "ext4", megabytes: int = 8) -> str | None:
     """Why this host cannot have them; None where it can."""
     if os.geteuid() != 0:
         return "only root may mount a small disk"
     try:
-        with disk(root, "tried", 8):
+        with disk(root, "tried", megabytes, kind):
             return None
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", b"") or str(error).encode()

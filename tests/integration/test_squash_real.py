@@ -24,6 +24,7 @@ from sifkit.sif import DEFINITION, GENERIC_JSON, OBJECT_NAME, read_object
 from sifkit.sifwrite import NewObject, append_object, partition, write_sif
 from sifkit.squash import NotJoinable, Source, join, listing, read_file
 from sifkit.squash.layout import COMPRESSORS, SUPERBLOCK, Superblock
+from tests.faults import disks
 from tests.unit.squash_files import squashfs
 
 pytestmark = pytest.mark.apptainer
@@ -382,3 +383,27 @@ def test_an_image_of_ours_is_signed_and_a_change_is_noticed(sif: Path, apptainer
 def test_unsquashfs_lists_the_partition_in_its_image(sif: Path, runner: Runner) -> None:
     offset = str(partition(sif).offset)
     assert "squashfs-root/opt/layer/hello" in runner.output("unsquashfs", "-o", offset, "-l", str(sif))
+
+
+def test_where_files_share_extents_an_image_takes_no_room_of_its_own(tmp_path: Path) -> None:
+    if why := disks.why_no_disks(tmp_path, "xfs", 320):
+        pytest.skip(why)
+    parts = {name: squashfs({f"/{name}": noise(40_000_000, name)}) for name in ("base", "layer")}
+
+    def write(place: Path) -> Path:
+        for name, data in parts.items():
+            (place / name).write_bytes(data)
+        os.sync()
+        before = os.statvfs(place)
+        write_sif(place / "image.sif", [Source(place / name) for name in parts], (), time=TIME)
+        os.sync()
+        after = os.statvfs(place)
+        taken[place] = (before.f_bfree - after.f_bfree) * before.f_bsize
+        return place / "image.sif"
+
+    taken = dict[Path, int]()
+    whole = write(tmp_path).read_bytes()
+    assert len(whole) > 80_000_000
+    with disks.disk(tmp_path, "shares", 320, "xfs") as place:
+        assert write(place).read_bytes() == whole
+        assert taken[place] < 2_000_000
