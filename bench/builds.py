@@ -21,12 +21,12 @@ from sifkit.apptainer import Apptainer, Exec
 from sifkit.assemble import Layers
 from sifkit.deffile import HOST_DIR
 from sifkit.errors import UsageError
+from sifkit.hashes import sha256_of
 from sifkit.model import Image
 from sifkit.progress import PlainProgress
 from sifkit.run import Command, Runner
 from sifkit.sifwrite import partition
 from sifkit.spec import DEFAULT_IMAGE, Project
-from sifkit.store import sha256_of
 from sifkit.tools import Timings, Tools
 from sifkit.workshop import Workshop, fresh_log
 

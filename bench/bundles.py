@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sifkit.errors import UsageError
+from sifkit.hashes import sha256_of
 from sifkit.spec import DEFAULT_IMAGE
-from sifkit.store import sha256_of
 
 ROOT = Path(__file__).parent.parent
 NEEDED = 20e9  # bytes: the bundle, its content in another cache, and two images

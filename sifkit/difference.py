@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
+from sifkit.hashes import feed, sha256_of
 from sifkit.sif import PARTITION, SIGNATURE, SifObject, read_objects
 from sifkit.sifwrite import partition
 from sifkit.squash import Entry, Source, listing
 from sifkit.squash.layout import FRAGMENT, NONE, ONE, STORED_DATA, File, walk
 from sifkit.squash.read import Squashfs, opened
-from sifkit.store import CHUNK, sha256_of
 
 _LARGEST = 1 << 30  # bytes of a file that is unpacked whole
 _KINDS = {0x4001: "definition", 0x4006: "JSON object", 0x4007: "object"}
@@ -95,13 +96,9 @@ def _objects(path: Path) -> dict[str, SifObject]:
 
 
 def _sum(path: Path, found: SifObject) -> str:
-    digest, left = hashlib.sha256(), found.size
-    with path.open("rb") as file:
+    with FileIO(path) as file:
         file.seek(found.offset)
-        while left and (chunk := file.read(min(CHUNK, left))):
-            digest.update(chunk)
-            left -= len(chunk)
-    return digest.hexdigest()
+        return feed(hashlib.sha256(), file, found.size).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------- files

@@ -19,6 +19,7 @@ from sifkit.deffile import labels, needs_whole_build, render
 from sifkit.environment import read_environment, require_unchanged, require_usable
 from sifkit.errors import CommandFailed
 from sifkit.gather.image import ask, hash_ahead, parse_facts, write_into
+from sifkit.hashes import sha256_of
 from sifkit.host import Room, check_cache_room, check_images_room, choose_tmpdir, host_bases, tree_bytes
 from sifkit.lock import current_lock
 from sifkit.model import Image, ImageSpec, Lock, Scratch
@@ -27,7 +28,7 @@ from sifkit.reference import pinned
 from sifkit.resolve import resolution, resolve_base
 from sifkit.sign import SigningKey, sign
 from sifkit.spec import load_spec
-from sifkit.store import Manifest, exclusive, flush, sha256_of
+from sifkit.store import Manifest, exclusive, flush
 from sifkit.together import pool
 from sifkit.tools import Timings, Tools
 from sifkit.workshop import Workshop, fresh_log, say_waiting

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sifkit.files import write_whole
-from sifkit.store import flush, sha256_of
+from sifkit.hashes import sha256_of
+from sifkit.store import flush
 
 
 def sum_of(path: Path) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -115,9 +116,9 @@ def read_objects(path: Path) -> tuple[SifObject, ...]:
     return tuple(SifObject(row.kind, name_of(row), row.offset, row.size) for row in rows if row.used)
 
 
-def opened(path: Path) -> IO[bytes]:
-    """A file to read from, without waiting for the other end of a FIFO."""
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)
+def opened(path: Path) -> FileIO:
+    """A file to read from, without a buffer, and without waiting for the other end of a FIFO."""
+    return FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
 
 
 def name_of(row: Descriptor) -> str:

@@ -12,9 +12,11 @@ import struct
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import IO
 
+from sifkit.hashes import feed
 from sifkit.sif import (
     DESCRIPTOR,
     HEADER,
@@ -35,7 +37,6 @@ _TABLE = 4096  # where the descriptors are, and what a partition is aligned to
 _DATA = _TABLE + _DESCRIPTORS * DESCRIPTOR.size
 _GROUP = 0xF0000001  # group 1: all its objects are signed together
 _LONGEST_NAME = 127
-_CHUNK = 1 << 22
 
 _SQUASHFS, _PRIMARY_SYSTEM = 1, 2
 _PARTITION = struct.Struct("<ii3s")  # filesystem, type, architecture
@@ -116,9 +117,10 @@ class HashAhead:
             head = bytearray(_read(file, coming.row_at + DESCRIPTOR.size))
             head[: HEADER.size] = coming.header
             head[coming.row_at :] = coming.row
-            digest = hashlib.sha256(head)
-            while file.tell() < coming.at:
-                digest.update(_read(file, min(_CHUNK, coming.at - file.tell())))
+            try:
+                digest = feed(hashlib.sha256(head), file, coming.at - len(head))
+            except EOFError:
+                raise NotSif("it is cut off") from None
         return cls(bytes(head), size, digest)
 
     def of(self, path: Path, data: bytes) -> str | None:
@@ -186,15 +188,12 @@ def _coming(file: IO[bytes], kind: int, name: str, size: int, time: int) -> _Com
     )
 
 
-def _read(file: IO[bytes], size: int) -> bytes:
-    """So many bytes of a file without a buffer. Raises `NotSif` where it has become shorter."""
-    data = bytearray()
-    while len(data) < size:
-        more = file.read(size - len(data))
-        if not more:
-            raise NotSif("it is cut off")
-        data += more
-    return bytes(data)
+def _read(file: FileIO, size: int) -> bytes:
+    """Raises `NotSif` for a file that has become shorter."""
+    data = file.read(size)
+    if len(data) < size:
+        raise NotSif("it is cut off")
+    return data
 
 
 def _put(file: IO[bytes], new: NewObject, number: int, at: int, time: int) -> Descriptor:

@@ -19,11 +19,12 @@ from pathlib import Path
 
 from sifkit.apptainer import Apptainer
 from sifkit.errors import CommandFailed, ProblemFound, SifkitError, UsageError
+from sifkit.hashes import sha256_of
 from sifkit.model import SiteSignatures
 from sifkit.progress import Progress
 from sifkit.run import Command, failure
 from sifkit.sif import SIGNATURE, Descriptor, NotSif, opened, read_table
-from sifkit.store import Store, exclusive, sha256_of
+from sifkit.store import Store, exclusive
 from sifkit.workshop import say_waiting
 
 _GROUP = 0xF0000000  # set in the group of an object, and in the link of a signature that is a group's

@@ -13,10 +13,10 @@ from sifkit import checkout, sign
 from sifkit.apptainer import Apptainer
 from sifkit.errors import ProblemFound, UsageError
 from sifkit.execute import load_image
+from sifkit.hashes import sha256_of
 from sifkit.host import existing
 from sifkit.lock import read_lock
 from sifkit.model import IMAGE_NAME, Method, Site
-from sifkit.store import sha256_of
 from sifkit.tools import Tools
 from sifkit.verify import Report, Subject, VerifyOptions, verify, write_report
 from sifkit.verify.nvml import read_host

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from typing import IO
 from sifkit.errors import HostError
 from sifkit.plan import Built, Recipe
 
-CHUNK = 1 << 22
+CHUNK = 1 << 18  # bytes that are read at once
 
 
 @dataclass(frozen=True)
@@ -188,12 +187,3 @@ def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[IO[str]]:
                 f"{path.parent} cannot lock files ({error.strerror})", "use a filesystem with flock"
             ) from None
         yield stream
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes; 5 GB take about 5 s a core."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

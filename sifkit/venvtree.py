@@ -9,12 +9,13 @@ import base64
 import hashlib
 import os
 from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
 
 from sifkit.bytecode import site_packages
 from sifkit.deffile import VENV
+from sifkit.hashes import feed
 from sifkit.layers import TIME, Owned, bytecode_of, owned, package_of, shared, with_time_of_source
-from sifkit.store import CHUNK
 
 
 class Tree:
@@ -64,10 +65,8 @@ class Tree:
         name, _, wanted = file.digest.partition("=")
         if name not in hashlib.algorithms_guaranteed or not os.path.isfile(self._at(file.path)):
             return not file.digest
-        digest = hashlib.new(name)
-        with open(self._at(file.path), "rb", buffering=0) as stream:
-            while chunk := stream.read(CHUNK):
-                digest.update(chunk)
+        with FileIO(self._at(file.path)) as stream:
+            digest = feed(hashlib.new(name), stream)
         return base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode() == wanted
 
     def size(self, paths: Iterable[str]) -> int:

@@ -16,9 +16,9 @@ from sifkit import __version__
 from sifkit.bundle.archive import Item, Kind
 from sifkit.checkout import Sources
 from sifkit.errors import CommandFailed, HostError
+from sifkit.hashes import sha256_of
 from sifkit.layers import TIME
 from sifkit.run import Command
-from sifkit.store import sha256_of
 from sifkit.tools import Tools
 
 PLATFORM = "x86_64-manylinux_2_28"  # of the oldest hosts that sifkit's dependencies have wheels for: RHEL 8

@@ -17,11 +17,11 @@ from sifkit.bundle.extras import apptainer_packages, sifkit_wheels
 from sifkit.compat.tables import PACKAGED
 from sifkit.errors import HostError, UsageError
 from sifkit.execute import load_image, require_fits
+from sifkit.hashes import sha256_of
 from sifkit.host import Room, check_cache_room, choose_tmpdir, free_bytes
 from sifkit.layers import TIME
 from sifkit.meter import Meter, size_text
 from sifkit.model import Image
-from sifkit.store import sha256_of
 from sifkit.tools import Timings, Tools
 from sifkit.workshop import Workshop, fresh_log
 

@@ -11,12 +11,13 @@ from sifkit import checkout, kept
 from sifkit.bundle.archive import Manifest, Member, check, contents, copy, read_manifest
 from sifkit.errors import HostError, ProblemFound, UsageError
 from sifkit.files import write_whole
+from sifkit.hashes import sha256_of
 from sifkit.host import free_bytes
 from sifkit.meter import Meter, size_text
 from sifkit.progress import Progress
 from sifkit.run import Runner
 from sifkit.spec import Project
-from sifkit.store import exclusive, sha256_of
+from sifkit.store import exclusive
 
 
 @dataclass(frozen=True)

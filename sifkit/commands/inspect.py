@@ -19,13 +19,14 @@ from sifkit.apptainer import Apptainer
 from sifkit.commands.options import JsonOption, ProjectOption, VerboseOption, narration, out_console, print_json
 from sifkit.errors import Exit, HostError, ProblemFound, SifkitError, UsageError
 from sifkit.gather.image import require_image
+from sifkit.hashes import sha256_of
 from sifkit.lock import read_lock
 from sifkit.meter import size_text
 from sifkit.printable import printable
 from sifkit.progress import progress_for
 from sifkit.run import Runner
 from sifkit.spec import NoProject, Project, find_project, load_spec
-from sifkit.store import Store, sha256_of
+from sifkit.store import Store
 
 Part = Literal["spec", "lock", "definition", "packages", "sbom"]
 _MOST = 10  # differences and labels of others that a person reads; --json has all

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sifkit.check.facts import ImageRecord
 from sifkit.gather.image import file_identity
+from sifkit.hashes import sha256_of
 from sifkit.spec import Project
-from sifkit.store import Manifest, Store, sha256_of
+from sifkit.store import Manifest, Store
 from sifkit.verify.record import latest_of_each_kind, read_records
 
 

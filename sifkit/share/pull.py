@@ -17,6 +17,7 @@ from sifkit import sign
 from sifkit.apptainer import Apptainer
 from sifkit.errors import ProblemFound, UsageError
 from sifkit.files import write_whole
+from sifkit.hashes import sha256_of
 from sifkit.meter import Meter, size_text
 from sifkit.model import IMAGE_NAME
 from sifkit.provenance import read_carried, tell
@@ -28,7 +29,7 @@ from sifkit.share.patience import Patience
 from sifkit.share.referrers import referrers
 from sifkit.sif import fault_of
 from sifkit.store import Manifest as ImageManifest
-from sifkit.store import exclusive, sha256_of
+from sifkit.store import exclusive
 from sifkit.tools import Tools
 
 _LARGEST = 1 << 26  # bytes of one file that travels with an image

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sifkit.errors import ProblemFound, UsageError
+from sifkit.hashes import sha256_of
 from sifkit.meter import Meter, size_text
 from sifkit.provenance import read_carried
 from sifkit.reference import Reference
@@ -31,7 +32,7 @@ from sifkit.share.referrers import add_referrers
 from sifkit.share.upload import Upload, memory_of, send, send_bytes
 from sifkit.sif import NotSif
 from sifkit.store import Manifest as ImageManifest
-from sifkit.store import exclusive, sha256_of
+from sifkit.store import exclusive
 from sifkit.tools import Tools
 
 

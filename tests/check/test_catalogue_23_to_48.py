@@ -14,9 +14,10 @@ from sifkit.check.rule import Severity
 from sifkit.compat.check import check
 from sifkit.compat.findings import Target
 from sifkit.errors import UsageError
+from sifkit.hashes import sha256_of
 from sifkit.lock import parse_lock
 from sifkit.plan import Recipe
-from sifkit.store import Manifest, Store, sha256_of
+from sifkit.store import Manifest, Store
 from sifkit.verify.kernel import judge_kernels
 from tests.check import good
 from tests.check.good import GIB, HOST, IMAGE, JOB

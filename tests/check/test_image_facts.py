@@ -20,11 +20,12 @@ from sifkit.errors import CommandFailed, UsageError
 from sifkit.gather.image import cache_key, cached_facts, file_identity, image_facts, parse_facts, require_parser
 from sifkit.gather.image_host import needed_glibc, user_packages
 from sifkit.gather.image_record import identity_of, read_record
+from sifkit.hashes import sha256_of
 from sifkit.plan import Recipe
 from sifkit.progress import PlainProgress
 from sifkit.sif import OBJECT_NAME, fault_of, read_object
 from sifkit.spec import Project
-from sifkit.store import Manifest, Store, sha256_of
+from sifkit.store import Manifest, Store
 from tests.check.real import DATA, real_facts
 
 BF16 = {

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from sifkit import cli
 from sifkit.errors import Exit, HostError, ProblemFound, SifkitError, UsageError
+from sifkit.hashes import sha256_of
 from sifkit.model import Site, SiteSignatures
 from sifkit.plan import Recipe, reasons_to_build
 from sifkit.progress import PlainProgress
@@ -36,7 +37,7 @@ from sifkit.sif import GENERIC_JSON
 from sifkit.sifwrite import NewObject, write_sif
 from sifkit.spec import Project
 from sifkit.squash import Source
-from sifkit.store import Manifest, sha256_of
+from sifkit.store import Manifest
 from sifkit.tools import Tools
 from tests.docker.registry_server import (
     HTPASSWD,

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sifkit.store import Manifest, Store, sha256_of
+from sifkit.hashes import sha256_of
+from sifkit.store import Manifest, Store
 from tests.faults import watched
 from tests.integration import toy
 

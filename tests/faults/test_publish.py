@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sifkit.hashes import sha256_of
 from sifkit.plan import Recipe
-from sifkit.store import Manifest, Store, sha256_of
+from sifkit.store import Manifest, Store
 
 STEPS = 7  # calls of `publish` that change or flush something
 

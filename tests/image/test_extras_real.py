@@ -13,13 +13,13 @@ from sifkit import checkout
 from sifkit.apptainer import Apptainer, Bind, Exec
 from sifkit.compat.tables import load_tables
 from sifkit.execute import build_all
+from sifkit.hashes import sha256_of
 from sifkit.lock import read_lock
 from sifkit.model import Lock
 from sifkit.progress import PlainProgress
 from sifkit.run import Runner
 from sifkit.site import load_site, user_cache
 from sifkit.spec import Project
-from sifkit.store import sha256_of
 from sifkit.tools import Tools
 from sifkit.verify import Level, Outcome, Report, Subject, VerifyOptions, verify
 

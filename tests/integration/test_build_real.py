@@ -17,9 +17,9 @@ import pytest
 from sifkit.apptainer import Apptainer, Exec, Privileges
 from sifkit.cli import main
 from sifkit.errors import Exit
+from sifkit.hashes import sha256_of
 from sifkit.run import Command, Runner
 from sifkit.site import user_cache
-from sifkit.store import sha256_of
 from tests.integration import toy
 
 pytestmark = pytest.mark.apptainer

@@ -14,8 +14,8 @@ import pytest
 
 from sifkit.cli import main
 from sifkit.errors import Exit
+from sifkit.hashes import sha256_of
 from sifkit.site import user_cache
-from sifkit.store import sha256_of
 from tests.integration import toy
 
 pytestmark = [pytest.mark.apptainer, pytest.mark.index]

@@ -12,10 +12,10 @@ from sifkit.apptainer import Apptainer
 from sifkit.cli import main
 from sifkit.errors import CommandFailed, Exit
 from sifkit.gather.image import ask, cached_facts, hash_ahead, image_facts, parse_facts, write_into
+from sifkit.hashes import sha256_of
 from sifkit.progress import PlainProgress
 from sifkit.run import Command
 from sifkit.sif import OBJECT_NAME, read_object, read_objects
-from sifkit.store import sha256_of
 from tests.check.test_image_facts import ANSWER
 from tests.integration.test_build_real import toy_project, wheelhouse
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from sifkit.apptainer import Apptainer
 from sifkit.cli import main
 from sifkit.errors import CommandFailed, Exit, ProblemFound, UsageError
+from sifkit.hashes import sha256_of
 from sifkit.model import Site, SiteSignatures
 from sifkit.plan import Recipe
 from sifkit.progress import PlainProgress
@@ -37,7 +38,7 @@ from sifkit.sign import (
 )
 from sifkit.spec import Project
 from sifkit.stamp import require_signature
-from sifkit.store import Manifest, Store, sha256_of
+from sifkit.store import Manifest, Store
 from sifkit.tools import Tools
 from tests.conftest import SPEC, make_image
 

@@ -14,9 +14,9 @@ import pytest
 
 from sifkit.cli import main
 from sifkit.errors import Exit
+from sifkit.hashes import sha256_of
 from sifkit.sifwrite import write_sif
 from sifkit.squash import Source
-from sifkit.store import sha256_of
 from tests.conftest import FakeTool
 
 # Holds a list of Debian packages and a uv, packed as sifkit packs.

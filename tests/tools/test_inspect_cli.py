@@ -12,11 +12,12 @@ import pytest
 
 from sifkit.cli import main
 from sifkit.errors import Exit
+from sifkit.hashes import sha256_of
 from sifkit.plan import Recipe
 from sifkit.provenance import inspect_metadata
 from sifkit.sif import DESCRIPTOR, HEADER, Descriptor, read_table
 from sifkit.sifwrite import NewObject
-from sifkit.store import Manifest, sha256_of
+from sifkit.store import Manifest
 from tests.conftest import SPEC, FakeTool, make_image
 from tests.unit.test_provenance import PACKAGES, write_empty_sif, write_image
 

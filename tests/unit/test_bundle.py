@@ -24,11 +24,11 @@ from sifkit.cli import main
 from sifkit.compat.tables import PACKAGED
 from sifkit.errors import Exit, HostError, ProblemFound, SifkitError, UsageError
 from sifkit.execute import load_image
+from sifkit.hashes import sha256_of
 from sifkit.model import Debootstrap, DockerBase, Image, ImageBase, Site
 from sifkit.progress import PlainProgress
 from sifkit.run import Runner
 from sifkit.spec import Project
-from sifkit.store import sha256_of
 from sifkit.tools import Timings, Tools
 from sifkit.workshop import Workshop, base_path
 from tests.conftest import FakeTool

@@ -15,12 +15,12 @@ from sifkit import deffile
 from sifkit.commands.reproduce import as_json, show
 from sifkit.difference import Comparison, Difference, compare, compare_files
 from sifkit.errors import HostError, ProblemFound, UsageError
+from sifkit.hashes import sha256_of
 from sifkit.model import Debootstrap
 from sifkit.reproduce import Made, Reproduction, base_of, first_difference, image_of, package_changes, read_made
 from sifkit.sif import DEFINITION, SIGNATURE
 from sifkit.sifwrite import NewObject, append_object, write_sif
 from sifkit.squash import Source
-from sifkit.store import sha256_of
 from tests.conftest import make_image, make_spec
 
 pytestmark = pytest.mark.skipif(shutil.which("mksquashfs") is None, reason="mksquashfs is not installed")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sifkit.hashes import sha256_of
 from sifkit.sif import (
     DEFINITION,
     DESCRIPTOR,
@@ -27,7 +28,6 @@ from sifkit.sif import (
 )
 from sifkit.sifwrite import HashAhead, NewObject, append_object, partition, write_sif
 from sifkit.squash import NotJoinable, Source, listing, read_file
-from sifkit.store import sha256_of
 from tests.unit.squash_files import TIME, squashfs
 
 OBJECTS = (NewObject(DEFINITION, "", b"Bootstrap: scratch\n"), NewObject(GENERIC_JSON, "inspect-metadata.json", b"{}"))

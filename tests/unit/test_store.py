@@ -6,8 +6,9 @@ import fcntl
 import threading
 from pathlib import Path
 
+from sifkit.hashes import sha256_of
 from sifkit.plan import Recipe
-from sifkit.store import Manifest, Store, exclusive, sha256_of
+from sifkit.store import Manifest, Store, exclusive
 
 
 def make_manifest(store: Store, content: bytes) -> Manifest:
@@ -50,8 +51,3 @@ def test_the_second_waits_and_says_so(tmp_path: Path) -> None:
         with exclusive(path, release):
             assert said == ["waiting"]
     assert holder_done.is_set()
-
-
-def test_sha256(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert sha256_of(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
