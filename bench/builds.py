@@ -145,17 +145,31 @@ def measure(work: Path) -> Measured:
     forget("llamafactory")
     rows.append(timed("another LLaMA-Factory, or a small package", lambda: sifkit("--force"), sif, 1 / 20))
     rows.append(timed("nothing changed", sifkit, sif, 2))
-    return Measured(tuple(rows), cold_imports(by_hand, sif, work, workshop.apptainer), identical)
+    unpack(sif, work / "unpacked", workshop.apptainer)
+    return Measured(tuple(rows), cold_imports(by_hand, sif, work / "unpacked", workshop.apptainer), identical)
 
 
-def cold_imports(by_hand: Path, ours: Path, work: Path, apptainer: Apptainer) -> Imports | None:
-    """ROUNDS of each, in turn."""
+def unpack(image: Path, directory: Path, apptainer: Apptainer) -> None:
+    """All files of an image."""
+    argv = (
+        "unsquashfs",
+        "-q",
+        "-n",
+        "-no-xattrs",
+        "-o",
+        str(partition(image).offset),
+        "-d",
+        str(directory),
+        str(image),
+    )
+    apptainer.runner.run(Command(argv))
+
+
+def cold_imports(by_hand: Path, ours: Path, unpacked: Path, apptainer: Apptainer) -> Imports | None:
+    """ROUNDS of each, in turn; None where caches cannot be dropped."""
     if not os.access(DROP_CACHES, os.W_OK):
         return None
-    directory, packed = work / "unpacked", partition(ours)
-    unpack = ("unsquashfs", "-q", "-n", "-no-xattrs", "-o", str(packed.offset), "-d", str(directory), str(ours))
-    apptainer.runner.run(Command(unpack))
-    sides = (by_hand, ours, directory)
+    sides = (by_hand, ours, unpacked)
     seconds: dict[Path, list[float]] = {side: [] for side in sides}
     for side in sides * ROUNDS:
         os.sync()
@@ -176,16 +190,19 @@ def table(measured: Measured) -> str:
         lines.append(f"| {row.what} | {row.seconds:.1f} s | {ratio:.1f} | {_goal(row)} | {_gigabytes(row)} |")
     size = others[0].size_against(first)
     lines += ["", f"- Size: {size} of the hand-written image's, bytecode included; goal: at most 1."]
-    if measured.imports:
-        cold = measured.imports
-        lines.append(f"- Cold `{IMPORTS}`: {cold.by_hand:.1f} s by hand, {cold.ours:.1f} s here:")
-        lines.append(
-            f"  {cold.ours / cold.by_hand:.2f} of it; goal: at most 0.6. The same files unpacked on this disk:"
-        )
-        lines.append(f"  {cold.unpacked:.1f} s, {cold.unpacked / cold.by_hand:.2f} of it.")
+    lines += imports_table(measured.imports) if measured.imports else []
     same = "one sha256" if measured.identical else "DIFFERENT FILES"
     lines.append(f"- Two builds, the second with every layer made anew: {same}.")
     return "\n".join(lines) + "\n"
+
+
+def imports_table(cold: Imports) -> list[str]:
+    """Lines of text, the goal beside what was measured."""
+    return [
+        f"- Cold `{IMPORTS}`: {cold.by_hand:.1f} s by hand, {cold.ours:.1f} s here:",
+        f"  {cold.ours / cold.by_hand:.2f} of it; goal: at most 0.6. The same files unpacked on this disk:",
+        f"  {cold.unpacked:.1f} s, {cold.unpacked / cold.by_hand:.2f} of it.",
+    ]
 
 
 def _goal(row: Built) -> str:
