@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from rich.console import Console
 
 from bench import audit, bundles, check, page, watch
 from bench.builds import measure, require_room, share_extents, table
+from bench.scratch import scratch
 from sifkit import checkout, site
 from sifkit.apptainer import Apptainer
 from sifkit.errors import SifkitError, UsageError
-from sifkit.filesystems import mounted_type
+from sifkit.host import filesystem_type
 from sifkit.progress import PlainProgress
 from sifkit.run import Runner
 from sifkit.spec import DEFAULT_IMAGE, Project
@@ -42,9 +42,8 @@ def builds(work: Path) -> None:
     """
     require_room(work)
     shares = share_extents(site.user_cache(os.environ), work)
-    kind = mounted_type(work.resolve(), Path("/proc/mounts").read_text())
     what = "make bench, on a filesystem that shares extents" if shares else "make bench"
-    page.record("benchmarks.md", what, f"{where()}, {kind}:\n\n{table(measure(work))}")
+    page.record("benchmarks.md", what, f"{where()}, {filesystem_type(work)}:\n\n{table(measure(work))}")
 
 
 def audits(work: Path) -> None:
@@ -94,8 +93,8 @@ def main() -> int:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # as users have it: sifkit's own modules are compiled once
     try:
         for name in _parts(sys.argv[1:]):
-            with tempfile.TemporaryDirectory(prefix="sifkit-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as work:
-                PARTS[name](Path(work))
+            with scratch() as work:
+                PARTS[name](work)
     except SifkitError as error:
         return page.say(error)
     return 0

@@ -145,30 +145,26 @@ def measure(work: Path) -> Measured:
     forget("llamafactory")
     rows.append(timed("another LLaMA-Factory, or a small package", lambda: sifkit("--force"), sif, 1 / 20))
     rows.append(timed("nothing changed", sifkit, sif, 2))
-    unpack(sif, work / "unpacked", workshop.apptainer)
-    return Measured(tuple(rows), cold_imports(by_hand, sif, work / "unpacked", workshop.apptainer), identical)
+    imports = None
+    if may_drop_caches():
+        unpack(sif, work / "unpacked", workshop.apptainer)
+        imports = cold_imports(by_hand, sif, work / "unpacked", workshop.apptainer)
+    return Measured(tuple(rows), imports, identical)
 
 
 def unpack(image: Path, directory: Path, apptainer: Apptainer) -> None:
     """All files of an image."""
-    argv = (
-        "unsquashfs",
-        "-q",
-        "-n",
-        "-no-xattrs",
-        "-o",
-        str(partition(image).offset),
-        "-d",
-        str(directory),
-        str(image),
-    )
-    apptainer.runner.run(Command(argv))
+    where = ("-o", str(partition(image).offset), "-d", str(directory))
+    apptainer.runner.run(Command(("unsquashfs", "-q", "-n", "-no-xattrs", *where, str(image))))
 
 
-def cold_imports(by_hand: Path, ours: Path, unpacked: Path, apptainer: Apptainer) -> Imports | None:
-    """ROUNDS of each, in turn; None where caches cannot be dropped."""
-    if not os.access(DROP_CACHES, os.W_OK):
-        return None
+def may_drop_caches() -> bool:
+    """Whether imports can be measured cold."""
+    return os.access(DROP_CACHES, os.W_OK)
+
+
+def cold_imports(by_hand: Path, ours: Path, unpacked: Path, apptainer: Apptainer) -> Imports:
+    """ROUNDS of each, in turn. Only where caches may be dropped."""
     sides = (by_hand, ours, unpacked)
     seconds: dict[Path, list[float]] = {side: [] for side in sides}
     for side in sides * ROUNDS:

@@ -13,7 +13,6 @@ import argparse
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from bench import page
+from bench.scratch import scratch
 from sifkit import checkout as checkouts
 from sifkit import site
 from sifkit.apptainer import Apptainer, Bind
@@ -416,8 +416,8 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print, and record what was measured on a GPU."""
     options = parse(argv)
     try:
-        with tempfile.TemporaryDirectory(prefix="sifkit-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as work:
-            section = measure(options, Path(work))
+        with scratch() as work:
+            section = measure(options, work)
         if options.device == "gpu" and not options.small:
             page.record("benchmarks.md", "make bench-gpu", section)
         else:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from bench import page
-from bench.builds import cold_imports, imports_table, unpack
+from bench.builds import cold_imports, imports_table, may_drop_caches, unpack
+from bench.scratch import scratch
 from sifkit.apptainer import Apptainer
 from sifkit.errors import SifkitError, UsageError
 from sifkit.run import Command, Runner
@@ -24,8 +24,8 @@ def main() -> int:
     try:
         if len(sys.argv) != 2 or not Path(sys.argv[1]).is_file():
             raise UsageError("name one image that is there", "python -m bench.imports images/NAME.sif")
-        with tempfile.TemporaryDirectory(prefix="sifkit-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as work:
-            sys.stdout.write("\n".join(measured(Path(sys.argv[1]), Path(work))) + "\n")
+        with scratch() as work:
+            sys.stdout.write("\n".join(measured(Path(sys.argv[1]), work)) + "\n")
     except SifkitError as error:
         return page.say(error)
     return 0
@@ -33,12 +33,12 @@ def main() -> int:
 
 def measured(image: Path, work: Path) -> list[str]:
     """Lines of text. Raises `UsageError` where caches cannot be dropped."""
+    if not may_drop_caches():
+        raise UsageError("the page cache cannot be dropped here", "run this as root")
     apptainer, unpacked, repacked = Apptainer.find(Runner(os.environ)), work / "unpacked", work / "gzip.sqfs"
     unpack(image, unpacked, apptainer)
     apptainer.runner.run(Command(("mksquashfs", str(unpacked), str(repacked), "-noappend", "-no-progress", "-quiet")))
     cold = cold_imports(repacked, image, unpacked, apptainer)
-    if cold is None:
-        raise UsageError("the page cache cannot be dropped here", "run this as root")
     sizes = " and ".join(f"{path.stat().st_size / 1e9:.2f} GB" for path in (repacked, image))
     return [f"- Sizes: {sizes}", *imports_table(cold)]
 

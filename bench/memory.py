@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ import yaml
 from bench import page
 from bench.gpu import PROBES, TEMPLATE, _checkout, _require, device_name
 from bench.memory_cases import SETS, SIZES, Case
+from bench.scratch import scratch
 from sifkit.apptainer import Apptainer, Bind
 from sifkit.errors import SifkitError, UsageError
 from sifkit.estimate.memory import Estimate, memory
@@ -294,8 +294,8 @@ def main(argv: list[str] | None = None) -> int:
             texts = [table(json.loads(path.read_text()), checkout / "examples/deepspeed") for path in options.table]
             page.record("estimates.md", "bench.memory", "\n".join(texts))
             return 0
-        with tempfile.TemporaryDirectory(prefix="sifkit-bench-", dir=os.environ.get("TMPDIR", "/var/tmp")) as work:
-            found = measure(options, Path(work))
+        with scratch() as work:
+            found = measure(options, work)
         options.out.write_text(json.dumps(found, indent=1) + "\n")
         return 1 if any("error" in each for each in found["cases"]) else 0
     except SifkitError as error:

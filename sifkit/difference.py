@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from sifkit.hashes import feed, sha256_of
-from sifkit.sif import PARTITION, SIGNATURE, SifObject, read_objects
+from sifkit.hashes import sha256_of
+from sifkit.sif import PARTITION, SIGNATURE, SifObject, feed_bytes, read_objects
 from sifkit.sifwrite import partition
 from sifkit.squash import Entry, Source, listing
 from sifkit.squash.layout import FRAGMENT, NONE, ONE, STORED_DATA, File, walk
@@ -98,7 +98,7 @@ def _objects(path: Path) -> dict[str, SifObject]:
 def _sum(path: Path, found: SifObject) -> str:
     with FileIO(path) as file:
         file.seek(found.offset)
-        return feed(hashlib.sha256(), file, found.size).hexdigest()
+        return feed_bytes(hashlib.sha256(), file, found.size).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------- files

@@ -162,7 +162,7 @@ def room_of(image: Image) -> Room:
     return Room.for_lock(image.lock)
 
 
-def publish(step: Step, workshop: Workshop, made: Made) -> None:
+def publish(step: Step, workshop: Workshop, made: Finished) -> None:
     """Write the finished image's manifest, give both their names."""
     tools, image, timings = workshop.tools, step.image, made.timings
     partial = tools.store.partial(image.name)
@@ -193,14 +193,14 @@ def _versions(image: Image, workshop: Workshop) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Made:
+class Finished:
     """An image under its partial name. `sha256`: of the file, where it is known."""
 
     timings: Timings
     sha256: str | None
 
 
-def make(image: Image, workshop: Workshop, how: How) -> Made:
+def make(image: Image, workshop: Workshop, how: How) -> Finished:
     """Base, packages, image, test, facts, signature; the result stands under the partial name."""
     timings, tools = Timings(), workshop.tools
     partial = tools.store.partial(image.name)
@@ -216,7 +216,7 @@ def make(image: Image, workshop: Workshop, how: How) -> Made:
         with timings.phase("sign", tools.progress, f"sign {image.name}"):
             sign(partial, how.signing, workshop.apptainer)
             sha256 = None
-    return Made(timings, sha256)
+    return Finished(timings, sha256)
 
 
 def test(image: Image, partial: Path, workshop: Workshop) -> str | None:
@@ -241,7 +241,9 @@ def test(image: Image, partial: Path, workshop: Workshop) -> str | None:
     if not isinstance(facts, str) or not answers_test(image, parse_facts(facts, partial)):
         workshop.run(workshop.apptainer.test_command(partial))
     if isinstance(facts, str):
-        return ahead.result().of(partial, write_into(partial, facts))
+        foreseen = ahead.result()
+        write_into(partial, facts)
+        return foreseen.of(partial)
     tools.progress.note(f"{image.name}: what it holds is not written into it: {facts}")
     return None
 

@@ -6,10 +6,11 @@ Measured on two processors: 4.5 GB in 10 s beside another program with new buffe
 from __future__ import annotations
 
 import hashlib
+import sys
 from io import FileIO
 from pathlib import Path
 
-_BUFFER = 1 << 18  # bytes: it stays in a processor's cache
+CHUNK = 1 << 18  # bytes that are read at once: they stay in a processor's cache
 
 
 def sha256_of(path: Path) -> str:
@@ -19,14 +20,14 @@ def sha256_of(path: Path) -> str:
 
 
 def feed(digest: hashlib._Hash, file: FileIO, size: int | None = None) -> hashlib._Hash:
-    """Give a file's next `size` bytes, default all, to a digest. Raises `EOFError` where there are fewer."""
-    buffer, left = memoryview(bytearray(_BUFFER)), size
-    while left is None or left:
-        count = file.readinto(buffer[:left])
-        if not count and left:
-            raise EOFError
-        if not count:
-            break
+    """Give a file's next `size` bytes, default all, to a digest. Raises `EOFError` where there are fewer.
+
+    As `hashlib.file_digest` of Python 3.11 does, which knows no size.
+    """
+    buffer, left = memoryview(bytearray(CHUNK)), sys.maxsize if size is None else size
+    while count := file.readinto(buffer[:left]):
         digest.update(buffer[:count])
-        left = None if left is None else left - count
+        left -= count
+    if left and size is not None:
+        raise EOFError
     return digest

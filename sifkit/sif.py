@@ -7,12 +7,15 @@ Source: github.com/sylabs/sif, pkg/sif/sif.go (version 01 of the format), tried 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import IO, NamedTuple
+
+from sifkit.hashes import feed
 
 OBJECT_NAME = "sifkit-facts.json"
 
@@ -119,6 +122,14 @@ def read_objects(path: Path) -> tuple[SifObject, ...]:
 def opened(path: Path) -> FileIO:
     """A file to read from, without a buffer, and without waiting for the other end of a FIFO."""
     return FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+
+
+def feed_bytes(digest: hashlib._Hash, file: FileIO, size: int) -> hashlib._Hash:
+    """Give the next bytes of a SIF to a digest. Raises `NotSif` where it has become shorter."""
+    try:
+        return feed(digest, file, size)
+    except EOFError:
+        raise NotSif("it is cut off") from None
 
 
 def name_of(row: Descriptor) -> str:

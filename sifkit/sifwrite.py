@@ -25,6 +25,7 @@ from sifkit.sif import (
     Descriptor,
     Header,
     NotSif,
+    feed_bytes,
     opened,
     read_table,
 )
@@ -101,11 +102,11 @@ def append_object(path: Path, new: NewObject, *, time: int) -> None:
 class HashAhead:
     """The sha256 of a SIF with an object that is still to be appended, all of it but that object's bytes.
 
-    `head`: what the file will begin with.
+    `head`: what the file will begin with. `at`: where the object will be.
     """
 
     head: bytes
-    size: int
+    at: int
     digest: hashlib._Hash
 
     @classmethod
@@ -117,20 +118,16 @@ class HashAhead:
             head = bytearray(_read(file, coming.row_at + DESCRIPTOR.size))
             head[: HEADER.size] = coming.header
             head[coming.row_at :] = coming.row
-            try:
-                digest = feed(hashlib.sha256(head), file, coming.at - len(head))
-            except EOFError:
-                raise NotSif("it is cut off") from None
-        return cls(bytes(head), size, digest)
+            digest = feed_bytes(hashlib.sha256(head), file, coming.at - len(head))
+        return cls(bytes(head), coming.at, digest)
 
-    def of(self, path: Path, data: bytes) -> str | None:
-        """The whole sha256 with the object's bytes; None for a file that has become another than was foreseen."""
+    def of(self, path: Path) -> str | None:
+        """The whole sha256, with the object as it stands there; None for a file that is another than was foreseen."""
         with opened(path) as file:
-            if len(data) != self.size or _read(file, len(self.head)) != self.head:
+            if _read(file, len(self.head)) != self.head:
                 return None
-        whole = self.digest.copy()
-        whole.update(data)
-        return whole.hexdigest()
+            file.seek(self.at)
+            return feed(self.digest.copy(), file).hexdigest()
 
 
 def partition(path: Path) -> Source:

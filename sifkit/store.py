@@ -17,8 +17,6 @@ from typing import IO
 from sifkit.errors import HostError
 from sifkit.plan import Built, Recipe
 
-CHUNK = 1 << 18  # bytes that are read at once
-
 
 @dataclass(frozen=True)
 class Manifest:

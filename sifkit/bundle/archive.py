@@ -20,9 +20,9 @@ from typing import IO, Annotated, Literal, Protocol
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from sifkit.errors import ProblemFound, UsageError
+from sifkit.hashes import CHUNK
 from sifkit.layers import TIME
 from sifkit.model import IMAGE_NAME, Strict
-from sifkit.store import CHUNK
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -204,8 +204,8 @@ def hash_ahead(image: Path) -> HashAhead:
     return HashAhead.read(image, GENERIC_JSON, OBJECT_NAME, _ROOM, time=TIME)
 
 
-def write_into(image: Path, facts: str) -> bytes:
-    """Add facts to the image's own file as an object, which changes nothing in what the image holds; returns its bytes.
+def write_into(image: Path, facts: str) -> None:
+    """Add facts to the image's own file as an object, which changes nothing in what the image holds.
 
     It stands in the group of the file system, so that `apptainer sign` signs it too. Spaces at its end give it a size
     that is known before the facts are, so that the file is hashed meanwhile.
@@ -213,9 +213,7 @@ def write_into(image: Path, facts: str) -> bytes:
     from sifkit.layers import TIME
     from sifkit.sifwrite import NewObject, append_object
 
-    new = NewObject(GENERIC_JSON, OBJECT_NAME, facts.encode().ljust(_ROOM))
-    append_object(image, new, time=TIME)
-    return new.data
+    append_object(image, NewObject(GENERIC_JSON, OBJECT_NAME, facts.encode().ljust(_ROOM)), time=TIME)
 
 
 def reduced(text: str) -> str:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import IO
 
 from sifkit.errors import HostError, ProblemFound
+from sifkit.hashes import CHUNK
 from sifkit.host import free_bytes, gigabytes
 from sifkit.meter import Meter, size_text
 from sifkit.reference import Reference
 from sifkit.registry import Client, Lost
 from sifkit.share.artifact import Descriptor
 from sifkit.share.patience import Patience
-from sifkit.store import CHUNK
 
 SPARE = 64 << 20  # bytes that stay free
 

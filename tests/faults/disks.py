@@ -11,8 +11,9 @@ from pathlib import Path
 FILLER = "filler"
 MAKE = {
     "ext4": ("/usr/sbin/mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1"),
-    "xfs": ("/usr/sbin/mkfs.xfs", "-q", "-m", "reflink=1"),  # at least 300 MB
+    "xfs": ("/usr/sbin/mkfs.xfs", "-q", "-m", "reflink=1"),
 }
+SMALLEST = {"ext4": 8, "xfs": 320}  # megabytes
 
 
 @contextmanager
@@ -38,12 +39,12 @@ def disk(root: Path, name: str, megabytes: int, kind: str = "ext4") -> Iterator[
         image.unlink()
 
 
-def why_no_disks(root: Path, kind: str = "ext4", megabytes: int = 8) -> str | None:
+def why_no_disks(root: Path, kind: str = "ext4") -> str | None:
     """Why this host cannot have them; None where it can."""
     if os.geteuid() != 0:
         return "only root may mount a small disk"
     try:
-        with disk(root, "tried", megabytes, kind):
+        with disk(root, "tried", SMALLEST[kind], kind):
             return None
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", b"") or str(error).encode()

@@ -63,11 +63,10 @@ def test_an_image_with_facts_runs_and_is_signed_with_them(
     image.write_bytes(small_sif.read_bytes())
     before = len(read_objects(image))
     ahead = hash_ahead(image)
-    written = write_into(image, json.dumps(ANSWER))
-    assert ahead.of(image, written) == sha256_of(image)
+    write_into(image, json.dumps(ANSWER))
+    assert ahead.of(image) == sha256_of(image)
     assert len(read_objects(image)) == before + 1
-    assert read_object(image, OBJECT_NAME) == written
-    assert written.rstrip() == json.dumps(ANSWER).encode()
+    assert read_object(image, OBJECT_NAME) == json.dumps(ANSWER).encode().ljust(1 << 19)
     assert "JSON.Generic" in sif(apptainer, "sif", "list", str(image), keys=keys)
     assert sif(apptainer, "sif", "dump", str(before + 1), str(image), keys=keys).startswith(json.dumps(ANSWER))
     assert "small" in sif(apptainer, "inspect", "--labels", str(image), keys=keys)

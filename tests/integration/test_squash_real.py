@@ -386,7 +386,7 @@ def test_unsquashfs_lists_the_partition_in_its_image(sif: Path, runner: Runner) 
 
 
 def test_where_files_share_extents_an_image_takes_no_room_of_its_own(tmp_path: Path) -> None:
-    if why := disks.why_no_disks(tmp_path, "xfs", 320):
+    if why := disks.why_no_disks(tmp_path, "xfs"):
         pytest.skip(why)
     parts = {name: squashfs({f"/{name}": noise(40_000_000, name)}) for name in ("base", "layer")}
 
@@ -404,6 +404,6 @@ def test_where_files_share_extents_an_image_takes_no_room_of_its_own(tmp_path: P
     taken = dict[Path, int]()
     whole = write(tmp_path).read_bytes()
     assert len(whole) > 80_000_000
-    with disks.disk(tmp_path, "shares", 320, "xfs") as place:
+    with disks.disk(tmp_path, "shares", disks.SMALLEST["xfs"], "xfs") as place:
         assert write(place).read_bytes() == whole
         assert taken[place] < 2_000_000

@@ -145,11 +145,11 @@ def test_a_hash_is_read_ahead_of_the_last_object(image: Path) -> None:
     longer = HashAhead.read(image, FACTS.kind, name, size + 1, time=TIME + 5)
     later = HashAhead.read(image, FACTS.kind, name, size, time=TIME + 6)
     append_object(image, FACTS, time=TIME + 5)
-    assert ahead.of(image, FACTS.data) == ahead.of(image, FACTS.data) == sha256_of(image)
-    assert longer.of(image, FACTS.data) is None
-    assert later.of(image, FACTS.data) is None
+    assert ahead.of(image) == ahead.of(image) == sha256_of(image)
+    assert longer.of(image) is None
+    assert later.of(image) is None
     append_object(image, FACTS, time=TIME + 5)
-    assert ahead.of(image, FACTS.data) is None
+    assert ahead.of(image) is None
 
 
 def test_a_table_that_is_full_is_said(tmp_path: Path, sources: tuple[Source, ...]) -> None:
