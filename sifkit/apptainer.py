@@ -116,7 +116,9 @@ class Apptainer:
         """
         argv = [self.program, "build", "--force", "--notest", *self.privileges.build_flags]
         argv += ["--sandbox"] if sandbox else []
-        argv += ["--mksquashfs-args", f"{' '.join(SQUASH)} -processors {len(os.sched_getaffinity(0))}"]
+        # In one word: with --fakeroot, Apptainer 1.4 starts itself again without its -f, and takes the first f of a
+        # word that begins with one dash for that.
+        argv += [f"--mksquashfs-args={' '.join(SQUASH)} -processors {len(os.sched_getaffinity(0))}"]
         for bind in binds:
             argv += ["--bind", bind.option()]
         env = {"APPTAINER_TMPDIR": str(tmpdir), "TMPDIR": str(tmpdir)}

@@ -17,6 +17,7 @@ from shlex import quote
 from typing_extensions import assert_never
 
 from sifkit.bytecode import VALID_FOR_GOOD, compile_packages, site_packages
+from sifkit.importnames import write_import_names
 from sifkit.model import (
     Base,
     Debootstrap,
@@ -285,6 +286,8 @@ def _python(image: Image) -> str:
 
 {compile_packages(VENV, image.spec.python, for_good=True)}
 
+{write_import_names(VENV, image.spec.python)}
+
 {_toolkit(image)}# A plain build filled these caches itself; under sifkit they are the host's, and stay.
 [ -e {HOST_DIR}/site.sh ] || rm -rf {HOST_DIR}/pip {HOST_DIR}/uv
 rm -rf {VENV}/uv.lock /root/.cache"""
@@ -315,6 +318,7 @@ grep -l '^[^/]*/uv_cache.json,' {packages}/*.dist-info/RECORD | while read -r re
     sed -i '/uv_cache.json,/d' "$record"
     rm "${{record%RECORD}}uv_cache.json"
 done
+{write_import_names(VENV, image.spec.python)}
 rm -f {VENV}/uv.lock
 """
 
@@ -343,6 +347,8 @@ export PIP_CACHE_DIR={HOST_DIR}/pip
 {link}{VENV}/bin/python -I -m pip install --quiet --disable-pip-version-check --root-user-action ignore \\
     --require-hashes --no-deps --no-compile -r {IMAGE_DIR}/requirements.lock
 {VENV}/bin/python -I -m compileall -qq -j 0 {VENV}/{site_packages(version)} || echo "some files do not compile"
+
+{write_import_names(VENV, version)}
 
 {_toolkit(image)}# A plain build filled this cache itself; under sifkit it is the host's, and stays.
 [ -e {HOST_DIR}/site.sh ] || rm -rf {HOST_DIR}/pip

@@ -123,6 +123,28 @@ RUN ["/bin/sh", "-exc", "\
                     print(f\"bytecode: {done} of {total} files\", flush=True)\n\
         sys.exit(f\"bytecode: {bad} processes failed\" if bad else 0)\n\
     ' /opt/venv/lib/python3.13/site-packages UNCHECKED_HASH\n\
+    # Which names a package is imported by: who asks importlib.metadata for them, as transformers does, else waits until
+    # each file of each package without a top_level.txt was looked for. (Python takes indented lines only below something.)
+    /opt/venv/bin/python -I -c 'if \"indented\":\n\
+        import base64, hashlib, sys\n\
+        from importlib.metadata import Distribution, packages_distributions\n\
+        from pathlib import Path\n\
+        names = {}\n\
+        for name, packages in packages_distributions().items():\n\
+            for package in packages:\n\
+                names.setdefault(package, set()).add(name)\n\
+        for info in Path(sys.argv[1]).glob(\"*.dist-info\"):\n\
+            record, listed, whole = info / \"RECORD\", info / \"top_level.txt\", info / \"RECORD.new\"\n\
+            found = names.get(Distribution.at(info).metadata[\"Name\"])\n\
+            if not found or listed.exists() or not record.exists():\n\
+                continue\n\
+            text = \"\".join(name + \"\\n\" for name in sorted(found)).encode()\n\
+            listed.write_bytes(text)\n\
+            digest = base64.urlsafe_b64encode(hashlib.sha256(text).digest()).rstrip(b\"=\").decode()\n\
+            row = f\"{info.name}/{listed.name},sha256={digest},{len(text)}\\n\"\n\
+            whole.write_bytes(record.read_bytes() + row.encode())\n\
+            whole.replace(record) # which may be a link into the cache of uv\n\
+    ' /opt/venv/lib/python3.13/site-packages\n\
     # A CUDA toolkit where everybody looks for it, of links into the wheels.
     mkdir -p /usr/local/cuda/lib64\n\
     ln -s lib /opt/venv/lib/python3.13/site-packages/nvidia/cu13/lib64 # where nvcc itself links from\n\

@@ -60,4 +60,26 @@ grep -l '^[^/]*/uv_cache.json,' /opt/venv/lib/python3.13/site-packages/*.dist-in
     sed -i '/uv_cache.json,/d' "$record"
     rm "${record%RECORD}uv_cache.json"
 done
+# Which names a package is imported by: who asks importlib.metadata for them, as transformers does, else waits until
+# each file of each package without a top_level.txt was looked for. (Python takes indented lines only below something.)
+/opt/venv/bin/python -I -c 'if "indented":
+    import base64, hashlib, sys
+    from importlib.metadata import Distribution, packages_distributions
+    from pathlib import Path
+    names = {}
+    for name, packages in packages_distributions().items():
+        for package in packages:
+            names.setdefault(package, set()).add(name)
+    for info in Path(sys.argv[1]).glob("*.dist-info"):
+        record, listed, whole = info / "RECORD", info / "top_level.txt", info / "RECORD.new"
+        found = names.get(Distribution.at(info).metadata["Name"])
+        if not found or listed.exists() or not record.exists():
+            continue
+        text = "".join(name + "\n" for name in sorted(found)).encode()
+        listed.write_bytes(text)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text).digest()).rstrip(b"=").decode()
+        row = f"{info.name}/{listed.name},sha256={digest},{len(text)}\n"
+        whole.write_bytes(record.read_bytes() + row.encode())
+        whole.replace(record) # which may be a link into the cache of uv
+' /opt/venv/lib/python3.13/site-packages
 rm -f /opt/venv/uv.lock
