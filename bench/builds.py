@@ -104,8 +104,7 @@ def hand_written(image: Image, base: Path, workshop: Workshop, target: Path) -> 
     ours = workshop.apptainer.build_command(
         target, definition, binds=workshop.lend(scratch / "lent"), root=ROOT, tmpdir=scratch
     )
-    split = ours.argv.index("--mksquashfs-args")
-    argv = tuple(word for word in (*ours.argv[:split], *ours.argv[split + 2 :]) if word != "--notest")
+    argv = tuple(word for word in ours.argv if word != "--notest" and not word.startswith("--mksquashfs-args="))
     command = Command(argv, cwd=ours.cwd, env=ours.env, remove_after=ours.remove_after)
     progress = workshop.tools.progress
     with progress.phase("build the hand-written definition"):

@@ -142,7 +142,7 @@ RUN ["/bin/sh", "-exc", "\
             digest = base64.urlsafe_b64encode(hashlib.sha256(text).digest()).rstrip(b\"=\").decode()\n\
             row = f\"{info.name}/{listed.name},sha256={digest},{len(text)}\\n\"\n\
             whole.write_bytes(record.read_bytes() + row.encode())\n\
-            whole.replace(record) # which may be a link into the cache of uv\n\
+            whole.replace(record) # never written into: it may be a link to what a cache keeps\n\
     ' /opt/venv/lib/python3.13/site-packages\n\
     # A plain build filled these caches itself; under sifkit they are the host's, and stay.
     [ -e /var/cache/sifkit/site.sh ] || rm -rf /var/cache/sifkit/pip /var/cache/sifkit/uv\n\
