@@ -14,7 +14,9 @@ from sifkit import __version__
 from sifkit.apptainer import Apptainer
 from sifkit.deffile import HOST_DIR, IMAGE_DIR, VENV, debian_packages
 from sifkit.model import ImageSpec, Lock, Scratch
+from sifkit.sifwrite import partition
 from sifkit.spec import Project
+from sifkit.squash.read import opened
 from tests.conftest import wanted
 
 pytestmark = pytest.mark.image
@@ -153,6 +155,23 @@ def test_bytecode_shows_nothing_of_what_other_packages_compiled(sif_host: Host, 
     before, shows = "pandas/io/formats/style.py", "av/video/frame.py"
     assert in_image(sif_host, COMPILE % [shows]) == "True"
     assert in_image(sif_host, COMPILE % [before, shows]) == "False"  # else this test shows nothing
+
+
+# Those for whose names each of their files would be looked for.
+WITHOUT_NAMES = """
+from importlib.metadata import distributions, packages_distributions
+named = {owner for owners in packages_distributions().values() for owner in owners}
+print([d.metadata["Name"] for d in distributions() if d.metadata["Name"] in named and not d.read_text("top_level.txt")])
+"""
+
+
+def test_names_of_packages_are_written_down(sif_host: Host) -> None:
+    assert in_image(sif_host, WITHOUT_NAMES) == "[]"
+
+
+def test_no_files_share_a_block(sif: Path) -> None:
+    with opened(partition(sif)) as image:
+        assert image.superblock.fragments == 0
 
 
 def test_every_file_is_readable_by_every_user(sif_host: Host) -> None:

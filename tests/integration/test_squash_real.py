@@ -17,13 +17,14 @@ from typing import IO, Any
 
 import pytest
 
-from sifkit.apptainer import Apptainer
+from sifkit.apptainer import Apptainer, Privileges
 from sifkit.errors import CommandFailed
 from sifkit.run import Command, Runner
 from sifkit.sif import DEFINITION, GENERIC_JSON, OBJECT_NAME, read_object
 from sifkit.sifwrite import NewObject, append_object, partition, write_sif
 from sifkit.squash import NotJoinable, Source, join, listing, read_file
 from sifkit.squash.layout import COMPRESSORS, SUPERBLOCK, Superblock
+from sifkit.squash.read import opened
 from tests.faults import disks
 from tests.unit.squash_files import squashfs
 
@@ -349,6 +350,19 @@ def test_apptainer_runs_and_describes_what_we_wrote(sif: Path, apptainer: Apptai
     header = words(apptainer, "sif", "header", str(sif))
     assert "2023-11-14 22:13:20 +0000 UTC" in header
     assert apptainer.labels(sif)["org.opencontainers.image.title"] == "small"
+
+
+def test_apptainer_packs_as_it_is_told_also_when_it_starts_itself_again(
+    small_sif: Path, apptainer: Apptainer, tmp_path: Path
+) -> None:
+    again = Apptainer(apptainer.runner, apptainer.program, Privileges(("--fakeroot",), apptainer.privileges.run_env))
+    definition, image = tmp_path / "again.def", tmp_path / "again.sif"
+    definition.write_text(f"Bootstrap: localimage\nFrom: {small_sif}\n")
+    (tmp_path / "tmp").mkdir()
+    apptainer.runner.run(again.build_command(image, definition, root=tmp_path, tmpdir=tmp_path / "tmp"))
+    with opened(partition(image)) as packed:
+        block = packed.superblock
+    assert (COMPRESSORS[block.compressor], block.block_size, block.fragments) == ("zstd", 256 * 1024, 0)
 
 
 def test_apptainer_reads_what_we_append_and_we_what_it_appends(sif: Path, apptainer: Apptainer, tmp_path: Path) -> None:
