@@ -141,7 +141,7 @@ RUN ["/bin/sh", "-exc", "\
             listed.write_bytes(text)\n\
             digest = base64.urlsafe_b64encode(hashlib.sha256(text).digest()).rstrip(b\"=\").decode()\n\
             row = f\"{info.name}/{listed.name},sha256={digest},{len(text)}\\n\"\n\
-            whole.write_bytes(record.read_bytes() + row.encode())\n\
+            whole.write_bytes(record.read_bytes().rstrip() + b\"\\n\" + row.encode())\n\
             whole.replace(record) # never written into: it may be a link to what a cache keeps\n\
     ' /opt/venv/lib/python3.13/site-packages\n\
     # A plain build filled these caches itself; under sifkit they are the host's, and stay.

@@ -71,7 +71,7 @@ done
         listed.write_bytes(text)
         digest = base64.urlsafe_b64encode(hashlib.sha256(text).digest()).rstrip(b"=").decode()
         row = f"{info.name}/{listed.name},sha256={digest},{len(text)}\n"
-        whole.write_bytes(record.read_bytes() + row.encode())
+        whole.write_bytes(record.read_bytes().rstrip() + b"\n" + row.encode())
         whole.replace(record) # never written into: it may be a link to what a cache keeps
 ' /opt/venv/lib/python3.13/site-packages
 rm -f /opt/venv/uv.lock

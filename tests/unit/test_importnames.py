@@ -71,9 +71,11 @@ def test_names_are_those_that_python_finds(venv: Path) -> None:
     assert before["shared"] == ["beside", "namespace"]
 
 
-def test_record_lists_the_new_file_with_its_hash(venv: Path) -> None:
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_record_lists_the_new_file_with_its_hash(venv: Path, end: str) -> None:
     info = install(venv, "one", "one/__init__.py")
     before = (info / "RECORD").read_text()
+    (info / "RECORD").write_text(before.rstrip() + end)
     write(venv)
     digest = base64.urlsafe_b64encode(hashlib.sha256(b"one\n").digest()).rstrip(b"=").decode()
     assert (info / "RECORD").read_text() == f"{before}one-1.0.dist-info/top_level.txt,sha256={digest},4\n"
