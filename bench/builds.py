@@ -104,7 +104,8 @@ def hand_written(image: Image, base: Path, workshop: Workshop, target: Path) -> 
     ours = workshop.apptainer.build_command(
         target, definition, binds=workshop.lend(scratch / "lent"), root=ROOT, tmpdir=scratch
     )
-    argv = tuple(word for word in ours.argv if word != "--notest" and not word.startswith("--mksquashfs-args="))
+    (packing,) = (word for word in ours.argv if word.startswith("--mksquashfs-args="))
+    argv = tuple(word for word in ours.argv if word not in ("--notest", packing))
     command = Command(argv, cwd=ours.cwd, env=ours.env, remove_after=ours.remove_after)
     progress = workshop.tools.progress
     with progress.phase("build the hand-written definition"):

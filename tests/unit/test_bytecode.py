@@ -4,43 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from sifkit.bytecode import compile_packages
+from tests.unit.installed import PYTHON, SITE, environment, install
 
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 UNCHECKED, OF_ITS_TIME = b"\1\0\0\0", b"\0\0\0\0"
 
 
 @pytest.fixture
 def venv(tmp_path: Path) -> Path:
-    """An environment with a space in its name and this Python in it."""
-    root = tmp_path / "an environment"
-    (root / "bin").mkdir(parents=True)
-    (root / "bin" / "python").symlink_to(sys.executable)
-    (root / "lib" / f"python{PYTHON}" / "site-packages").mkdir(parents=True)
-    return root
-
-
-def install(venv: Path, name: str, files: dict[str, str]) -> None:
-    """Files relative to site-packages, listed as installers do."""
-    site = venv / "lib" / f"python{PYTHON}" / "site-packages"
-    for path, text in files.items():
-        (site / path).parent.mkdir(parents=True, exist_ok=True)
-        (site / path).write_text(text)
-    info = site / f"{name}-1.0.dist-info"
-    info.mkdir()
-    (info / "RECORD").write_text("".join(f'"{path}",,\n' for path in files) + f"{info.name}/RECORD,,\n")
+    return environment(tmp_path)
 
 
 def compiled(venv: Path, *, for_good: bool = True) -> tuple[list[str], str]:
     """The files that have bytecode after it, and what it said."""
     text = compile_packages(str(venv), PYTHON, for_good=for_good)
     ended = subprocess.run(["sh", "-ec", text], capture_output=True, text=True, check=True)
-    site = venv / "lib" / f"python{PYTHON}" / "site-packages"
+    site = venv / SITE
     sources = [importlib.util.source_from_cache(str(path)) for path in site.rglob("*.pyc")]
     return sorted(str(Path(source).relative_to(site)) for source in sources), ended.stdout + ended.stderr
 
@@ -92,7 +75,7 @@ def test_what_other_packages_are_there_changes_nothing(venv: Path) -> None:
 
 def test_a_process_that_ends_badly_ends_the_build(venv: Path) -> None:
     install(venv, "single", {"single.py": "x = 1\n"})
-    cache = venv / "lib" / f"python{PYTHON}" / "site-packages" / "__pycache__"
+    cache = venv / SITE / "__pycache__"
     cache.write_text("a file where a directory is to be\n")
     with pytest.raises(subprocess.CalledProcessError) as caught:
         compiled(venv)

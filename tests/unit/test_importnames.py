@@ -7,41 +7,28 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from sifkit.importnames import write_import_names
+from tests.unit import installed
+from tests.unit.installed import PYTHON, environment
 
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 ASK = "import json; from importlib.metadata import packages_distributions as ask; print(json.dumps(ask()))"
 
 
 @pytest.fixture
 def venv(tmp_path: Path) -> Path:
-    """An empty one, with a space in its name."""
-    root = tmp_path / "an environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True)
-    return root
+    return environment(tmp_path)
 
 
 def install(venv: Path, name: str, *files: str, told: str | None = None) -> Path:
-    """A package of empty files, as uv leaves it; `told` is its top_level.txt. Returns its dist-info directory."""
-    site = venv / "lib" / f"python{PYTHON}" / "site-packages"
-    info = site / f"{name}-1.0.dist-info"
-    info.mkdir()
-    texts = {
-        **dict.fromkeys(files, ""),
-        f"{info.name}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
-    }
-    if told is not None:
-        texts[f"{info.name}/top_level.txt"] = told
-    for path, text in texts.items():
-        (site / path).parent.mkdir(parents=True, exist_ok=True)
-        (site / path).write_text(text)
-    (info / "RECORD").write_text("".join(f'"{path}",,\n' for path in [*texts, f"{info.name}/RECORD"]))
-    return info
+    """A package of empty files with its metadata; `told` is its top_level.txt. Returns its dist-info directory."""
+    metadata = {"METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"}
+    metadata |= {} if told is None else {"top_level.txt": told}
+    of_package = {f"{name}-1.0.dist-info/{file}": text for file, text in metadata.items()}
+    return installed.install(venv, name, {**dict.fromkeys(files, ""), **of_package})
 
 
 def packages_distributions(venv: Path) -> dict[str, list[str]]:
