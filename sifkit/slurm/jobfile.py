@@ -137,7 +137,7 @@ terminate() { kill -TERM "$trainer" 2> /dev/null || true; }
 # the ranks are told themselves. Those of data loading must not be: their end ends the run.
 _SIGNAL_RANKS = """\
 # The ranks themselves: children of torchrun, which have LOCAL_RANK where it has none. torchrun would kill them after
-# 30 s, and the end of a process that loads data would end the run.
+# 30 s, and the end of a process that loads data would end the run; one that outlived its rank is no rank, either.
 # shellcheck disable=SC2016 # run on each node
 signal_ranks='
     variables() { { tr "\\0" "\\n" < "/proc/$1/environ"; } 2> /dev/null; }
@@ -148,7 +148,7 @@ signal_ranks='
         pid=${directory#/proc/}
         of_job "$pid" && is_rank "$pid" || continue
         parent=$(sed -n "s/^PPid:[[:space:]]*//p" "$directory/status" 2> /dev/null) || continue
-        is_rank "$parent" || ranks+=("$pid")
+        ! of_job "$parent" || is_rank "$parent" || ranks+=("$pid")
     done
     [ "${#ranks[@]}" -eq 0 ] || kill -TERM "${ranks[@]}"'
 terminate() { on_every_node bash -c "$signal_ranks" || true; }

@@ -393,12 +393,13 @@ while :; do sleep 0.1; done
 """
 
 
-# As torchrun: two ranks, of which one has a process that loads data; each writes down the signal that it gets.
+# As torchrun: two ranks, of which one has a process that loads data; each writes down the signal that it gets. The
+# other ends later, so that the job tells both again, and finds the loader without its rank.
 FAKE_TORCHRUN = """\
 #!/bin/bash
 rank() {
     trap 'echo "$1" >> "$OUT/told"; mkdir -p "$OUT/checkpoint-20"
-          cp "$OUT"/checkpoint-10/* "$OUT/checkpoint-20"; exit 0' TERM
+          cp "$OUT"/checkpoint-10/* "$OUT/checkpoint-20"; sleep "$2"; exit 0' TERM
     touch "$OUT/$1"
     while :; do sleep 0.1; done
 }
@@ -410,8 +411,8 @@ loader() {
 }
 export -f rank loader
 trap 'echo torchrun >> "$OUT/told"' TERM
-LOCAL_RANK=0 bash -c 'bash -c loader & rank rank0' &
-LOCAL_RANK=1 bash -c 'rank rank1' &
+LOCAL_RANK=0 bash -c 'bash -c loader & rank rank0 0' &
+LOCAL_RANK=1 bash -c 'rank rank1 3' &
 wait -n
 wait -n
 """
