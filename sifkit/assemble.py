@@ -17,6 +17,8 @@ from typing import IO
 from sifkit import __version__, kept
 from sifkit.apptainer import Bind
 from sifkit.deffile import (
+    CARRIED_LOCK,
+    CARRIED_SPEC,
     DEBIAN_PACKAGES,
     MISSING_LOCK,
     VENV,
@@ -338,6 +340,8 @@ def make_top(image: Image, sources: Sequence[Source], workshop: Workshop, scratc
     (own / "Singularity").write_text(render(image, sifkit_version=__version__), encoding="utf-8")
     labels = own / "labels.json"
     labels.write_text(json.dumps(final_labels(json.loads(labels.read_text()), image), indent="\t"), encoding="utf-8")
+    for carried in (CARRIED_LOCK, CARRIED_SPEC):  # as the definition does, for which this tree has no shell
+        (tree / carried[1:]).chmod(0o644)
     keep.mkdir()
     for path in [*tree.glob(".*"), tree / "environment", tree / "singularity", tree / "opt"]:
         path.rename(keep / path.name)

@@ -33,6 +33,7 @@ from sifkit.model import (
 
 HOST_DIR = "/var/cache/sifkit"  # bound for the time of a build: caches, certificates, site settings; empty in the image
 IMAGE_DIR = "/opt/sifkit"  # what the image was made from
+CARRIED_LOCK, CARRIED_SPEC = f"{IMAGE_DIR}/requirements.lock", f"{IMAGE_DIR}/spec.yaml"
 DEBIAN_PACKAGES = f"{IMAGE_DIR}/debian-packages"  # lines of: name version architecture sha256-of-the-.deb
 VENV = "/opt/venv"
 CUDA_HOME = "/usr/local/cuda"
@@ -190,7 +191,7 @@ def _copy_environment(source: Scratch) -> str:
 
 def _files(image: Image) -> str:
     lock, spec = _file_word(image.lock_path), _file_word(spec_path(image))
-    own = _section("files", f"{lock} {IMAGE_DIR}/requirements.lock\n{spec} {IMAGE_DIR}/spec.yaml")
+    own = _section("files", f"{lock} {CARRIED_LOCK}\n{spec} {CARRIED_SPEC}")
     return own + _raw(image.spec.sections, "files")
 
 
@@ -203,6 +204,9 @@ def _file_word(path: str) -> str:
     return quote(path) if any(character.isspace() for character in path) else path
 
 
+_READABLE = f"""\
+# Copies have the modes of their files, which may be their owner's alone.
+chmod 644 {CARRIED_LOCK} {CARRIED_SPEC}"""
 _UV_INSTALL = f"{VENV}/bin/uv pip install --python {VENV}/bin/python --require-hashes"
 _SITE = f"""\
 # What the site needs to reach its mirrors: written by sifkit beside its caches, absent in a plain build.
@@ -215,7 +219,7 @@ def _post(image: Image, *, system: bool, python: bool) -> str:
     if system:
         paragraphs += [_system(image)] if has_apt else ["# Triton asks ldconfig where libcuda is.\n/usr/sbin/ldconfig"]
     install = _python if image.resolution.environment is None else _python_in_environment
-    paragraphs += [install(image)] if python else []
+    paragraphs += [install(image), _READABLE] if python else []
     return _section("post", *paragraphs)
 
 
@@ -279,10 +283,10 @@ def _python(image: Image) -> str:
 # Python packages: uv from the lock, by pip; then everything else in the lock, by uv. Each file is checked
 # against its hash; the few source archives are built with the setuptools that the lock pins. Bytecode does not
 # name the time of its source, so that all times in an image may be the same.
-{_venv_with_uv(image, f"{IMAGE_DIR}/requirements.lock")}
+{_venv_with_uv(image, CARRIED_LOCK)}
 {_UV_INSTALL}{_torch_backend(image)} \\
-    --build-constraints {IMAGE_DIR}/requirements.lock \\
-    -r {IMAGE_DIR}/requirements.lock
+    --build-constraints {CARRIED_LOCK} \\
+    -r {CARRIED_LOCK}
 
 {compile_packages(VENV, image.spec.python, for_good=True)}
 
@@ -345,7 +349,7 @@ def _python_in_environment(image: Image) -> str:
 # here, on all cores, since imports without bytecode are slow; files that are not for this Python stay as they are.
 export PIP_CACHE_DIR={HOST_DIR}/pip
 {link}{VENV}/bin/python -I -m pip install --quiet --disable-pip-version-check --root-user-action ignore \\
-    --require-hashes --no-deps --no-compile -r {IMAGE_DIR}/requirements.lock
+    --require-hashes --no-deps --no-compile -r {CARRIED_LOCK}
 {VENV}/bin/python -I -m compileall -qq -j 0 {VENV}/{site_packages(version)} || echo "some files do not compile"
 
 {write_import_names(VENV, version)}
@@ -423,4 +427,4 @@ Train, in a LLaMA-Factory {image.spec.llamafactory.version} checkout (data/ and 
   apptainer exec --nv --bind CHECKOUT:/mnt {image.name}.sif \\
       bash -c "cd /mnt && llamafactory-cli train examples/train_lora/YOUR.yaml"
 
-What is inside: {IMAGE_DIR}/requirements.lock; labels: apptainer inspect {image.name}.sif"""
+What is inside: {CARRIED_LOCK}; labels: apptainer inspect {image.name}.sif"""

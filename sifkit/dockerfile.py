@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from sifkit import deffile
-from sifkit.deffile import HOST_DIR, IMAGE_DIR
+from sifkit.deffile import CARRIED_LOCK, CARRIED_SPEC, HOST_DIR
 from sifkit.errors import UsageError
 from sifkit.model import Debootstrap, DockerBase, Image
 from sifkit.tables import known_bases
@@ -28,7 +28,7 @@ class Parts:
 
     base: str  # an image of a registry
     system: str  # shell text: Debian packages
-    python: str  # shell text: Python packages, from IMAGE_DIR/requirements.lock
+    python: str  # shell text: Python packages, from CARRIED_LOCK
     environment: tuple[tuple[str, str], ...]  # literal values, but for $PATH in that of PATH
     labels: tuple[tuple[str, str], ...]
     entrypoint: tuple[str, ...]
@@ -89,7 +89,7 @@ def render(image: Image, *, sifkit_version: str, buildkit: bool = False) -> str:
     parts = parts_of(image, sifkit_version=sifkit_version)
     lock = PurePosixPath(image.lock_path)
     files = [lock.name, lock.with_suffix(".yaml").name]
-    places = [f"{IMAGE_DIR}/requirements.lock", f"{IMAGE_DIR}/spec.yaml"]
+    places = [CARRIED_LOCK, CARRIED_SPEC]
     paragraphs = [
         _comment(image, lock.parent, buildkit=buildkit),
         f"FROM {parts.base}",

@@ -156,6 +156,8 @@ RUN \
     # A plain build filled these caches itself; under sifkit they are the host's, and stay.
     [ -e /var/cache/sifkit/site.sh ] || rm -rf /var/cache/sifkit/pip /var/cache/sifkit/uv\n\
     rm -rf /opt/venv/uv.lock /root/.cache\n\
+    # Copies have the modes of their files, which may be their owner's alone.
+    chmod 644 /opt/sifkit/requirements.lock /opt/sifkit/spec.yaml\n\
     rm /var/cache/sifkit/site.sh\n\
 "]
 

@@ -157,6 +157,8 @@ RUN ["/bin/sh", "-exc", "\
     # A plain build filled these caches itself; under sifkit they are the host's, and stay.
     [ -e /var/cache/sifkit/site.sh ] || rm -rf /var/cache/sifkit/pip /var/cache/sifkit/uv\n\
     rm -rf /opt/venv/uv.lock /root/.cache\n\
+    # Copies have the modes of their files, which may be their owner's alone.
+    chmod 644 /opt/sifkit/requirements.lock /opt/sifkit/spec.yaml\n\
 "]
 
 ENV PATH="/opt/venv/bin:${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}" \

@@ -89,7 +89,12 @@ def test_the_hosts_certificates_are_lent_and_not_kept(toy_project: Path, tmp_pat
 def test_the_rendered_definition_builds_with_plain_apptainer(
     toy_project: Path, wheelhouse: Path, apptainer: Apptainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only the wheelhouse stands in for the index, through the environment that %post would have anyway."""
+    """Only the wheelhouse stands in for the index, through the environment that %post would have anyway.
+
+    Spec and lock may be read by their owner alone, not so in the image.
+    """
+    for path in (toy_project / "definitions").glob("toy.*"):
+        path.chmod(0o600)
     assert main(["build", "--project", str(toy_project), "toy"]) == Exit.OK
     capsys.readouterr()
     assert main(["build", "--project", str(toy_project), "--render", "toy"]) == Exit.OK
@@ -102,7 +107,10 @@ def test_the_rendered_definition_builds_with_plain_apptainer(
     apptainer.runner.run(Command((*argv, str(image), str(definition)), cwd=toy_project))
     # uv notes in some packages, beside RECORD, when it saw their file
     listing = "find /opt /usr/bin -not -path '*/__pycache__*' -not -name uv_cache.json | sort; dpkg -l"
-    assert inside(apptainer, image, listing) == inside(apptainer, toy_project / "images" / "toy.sif", listing)
+    listing += "; stat -c '%A %n' /opt/sifkit/*"
+    ours = inside(apptainer, toy_project / "images" / "toy.sif", listing)
+    assert inside(apptainer, image, listing) == ours
+    assert ours.count("-rw-r--r-- /opt/sifkit/") == 3
     assert inside(apptainer, image, "ls -A /var/cache/sifkit") == ""
 
 

@@ -26,7 +26,7 @@ from tests.integration import toy
 pytestmark = pytest.mark.apptainer
 
 PYTHON = "/usr/bin/python3"  # with its libraries in /usr, which is copied
-PROGRAMS = ("bash", "cat", "dash", "echo", "env", "ln", "ls", "rm", "sh")
+PROGRAMS = ("bash", "cat", "chmod", "dash", "echo", "env", "ln", "ls", "rm", "sh")
 
 
 @pytest.fixture(scope="module")

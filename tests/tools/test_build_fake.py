@@ -32,7 +32,8 @@ build)
     cp "$last" "$HOME/$(basename "$previous").def"
     case "$*" in
     *--sandbox*)
-        mkdir -p "$previous/.singularity.d" "$previous/opt"
+        mkdir -p "$previous/.singularity.d" "$previous/opt/sifkit"
+        touch "$previous/opt/sifkit/requirements.lock" "$previous/opt/sifkit/spec.yaml"
         echo '{}' > "$previous/.singularity.d/labels.json"
         touch "$previous/environment" "$previous/singularity"
         ;;
