@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import audit, bundles, check, page, watch
-from bench.builds import measure, require_room, share_extents, table
+from bench.builds import measure, require_place, share_extents, table
 from bench.scratch import scratch
 from sifkit import checkout, site
 from sifkit.apptainer import Apptainer
@@ -40,7 +40,7 @@ def builds(work: Path) -> None:
 
     A table of its own where TMPDIR and the cache are on one filesystem that shares extents: joining copies nothing.
     """
-    require_room(work)
+    require_place(work)
     shares = share_extents(site.user_cache(os.environ), work)
     what = "make bench, on a filesystem that shares extents" if shares else "make bench"
     page.record("benchmarks.md", what, f"{where()}, {filesystem_type(work)}:\n\n{table(measure(work))}")

@@ -18,12 +18,12 @@ from sifkit.bytecode import site_packages
 from sifkit.deffile import CUDA_HOME, VENV
 from sifkit.model import Image, LockedPackage, digest_of
 
-LAYOUT = 6  # raise it when layers or images of the same recipe would hold other bytes
+LAYOUT = 7  # raise it when layers or images of the same recipe would hold other bytes
 TIME = 315532800  # of every file, directory and object in an image: 1980-01-01, the earliest that zip files know
-# How every squashfs here is packed: parts can be joined only if they are packed alike. Against 128K (the default),
-# blocks of 256K save 6 % of an image and cost nothing measurable at import. Small files packed each alone cost 1 % of
-# it, and save 3 to 6 % of a cold import: to read one of 10 KB, no block of 256 KB is unpacked. docs/benchmarks.md.
-SQUASH = ("-comp", "zstd", "-Xcompression-level", "3", "-b", "256K", "-no-fragments")
+# How every squashfs here is packed: parts can be joined only if they are packed alike. To read one page, a block is
+# unpacked: in blocks of 128K, each small file alone, a cold import takes up to a tenth less than in 256K with small
+# files together. 4 is the lowest level at which the default image is no larger than gzip's. docs/benchmarks.md.
+SQUASH = ("-comp", "zstd", "-Xcompression-level", "4", "-b", "128K", "-no-fragments")
 SKELETON = "venv"  # the layer of the virtual environment itself, with pip
 
 

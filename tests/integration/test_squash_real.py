@@ -362,7 +362,7 @@ def test_apptainer_packs_as_it_is_told_also_when_it_starts_itself_again(
     apptainer.runner.run(again.build_command(image, definition, root=tmp_path, tmpdir=tmp_path / "tmp"))
     with opened(partition(image)) as packed:
         block = packed.superblock
-    assert (COMPRESSORS[block.compressor], block.block_size, block.fragments) == ("zstd", 256 * 1024, 0)
+    assert (COMPRESSORS[block.compressor], block.block_size, block.fragments) == ("zstd", 128 * 1024, 0)
 
 
 def test_apptainer_reads_what_we_append_and_we_what_it_appends(sif: Path, apptainer: Apptainer, tmp_path: Path) -> None:
