@@ -25,7 +25,7 @@ def how_far(run: Run) -> str:
 
 def _finished(run: Run) -> str:
     step, most = (run.state.global_step, run.state.max_steps) if run.state else (None, None)
-    early = " (ended early by the trainer itself)" if step is not None and most and step < most else ""
+    early = " (stopped early by itself, or told to end)" if run.ended_early else ""
     return f"finished at step {step:,}" + (f" of {most:,}{early}" if most else "")
 
 

@@ -73,6 +73,20 @@ class Run:
         return newest(self.checkpoints, Status.COMPLETE)
 
     @property
+    def ended_early(self) -> bool:
+        """Whether training ended before its last step: by early stopping, or saved and stopped as it was told.
+
+        Both end well, and leave the same files.
+        """
+        steps = (self.state.global_step, self.state.max_steps) if self.state else (None, None)
+        return self.end is End.FINISHED and None not in steps and steps[0] < steps[1]  # type: ignore[operator]
+
+    @property
+    def goes_on_from(self) -> Checkpoint | None:
+        """The checkpoint that a run needs which has not done all its steps."""
+        return self.resumable if self.end is End.UNFINISHED or self.ended_early else None
+
+    @property
     def best(self) -> str | None:
         """The name of the best checkpoint, where the run looked for one; from the newest state that there is."""
         states = [self.state, *(each.state for each in reversed(self.checkpoints))]

@@ -39,7 +39,9 @@ on_every_node() { "$@"; }
 """
 
 _SEVERAL_NODES = """\
-on_every_node() { srun --overlap --mem=0 --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 "$@"; }
+on_every_node() { # without GPUs, for which srun before 22.05 waits until the trainer gives them back
+    srun --overlap --gres=none --mem=0 --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 "$@"
+}
 """
 
 _SCRATCH = """\
@@ -203,12 +205,11 @@ newest_complete() {
     echo 0
 }
 
-for step in $(checkpoints); do # what was cut off is set aside, not deleted
-    if ! is_complete "$output_dir/checkpoint-$step"; then
-        aside=$output_dir/incomplete-checkpoint-$step-$(date +%Y%m%dT%H%M%S)
-        mv "$output_dir/checkpoint-$step" "$aside"
-        echo "job: checkpoint-$step is incomplete; set aside as $aside" >&2
-    fi
+for step in $(checkpoints); do # what was cut off is set aside, not deleted; older ones mislead nobody
+    if is_complete "$output_dir/checkpoint-$step"; then break; fi
+    aside=$output_dir/incomplete-checkpoint-$step-$(date +%Y%m%dT%H%M%S)
+    mv "$output_dir/checkpoint-$step" "$aside"
+    echo "job: checkpoint-$step is incomplete; set aside as $aside" >&2
 done
 first=$(newest_complete)
 echo "job: start ${SLURM_RESTART_COUNT:-0} goes on from step $first" >&2
@@ -260,7 +261,8 @@ if [ -n "$warned" ] && ! is_finished; then
         exit 1
     fi
     echo "job: requeued, to go on from step $newest" >&2
-    if ! scontrol requeue "$SLURM_JOB_ID"; then
+    task=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} # one task's number may be the whole array's
+    if ! scontrol requeue "${task:-$SLURM_JOB_ID}"; then
         echo "job: the cluster does not requeue it. Submit the job file again: it goes on from step $newest" >&2
         exit 1
     fi

@@ -106,11 +106,11 @@ class JobWatch:
 
     def _without_doubt(self, task: JobFacts) -> JobFacts:
         """A state that may only be on the way to a requeue must be seen twice to be the end."""
-        before = self._doubted.pop(task.id, None)
-        if task.end and task.state in MAY_COME_BACK and task.requeues and before != task.state:
-            self._doubted[task.id] = task.state
-            return without_end(task)
-        return task
+        if not (task.end and task.state in MAY_COME_BACK and task.requeues):
+            self._doubted.pop(task.id, None)
+            return task
+        before, self._doubted[task.id] = self._doubted.get(task.id), task.state
+        return task if before == task.state else without_end(task)
 
     def _watched(self, task: JobFacts) -> Watched:
         follower = self._follower(task)

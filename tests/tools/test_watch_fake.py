@@ -81,15 +81,15 @@ def test_a_completed_run_as_plain_lines(
 
 def test_a_node_failure_that_is_requeued_is_no_end(fake_tool: FakeTool, tmp_path: Path) -> None:
     asked = tmp_path / "asked"
-    states = "RUNNING NODE_FAIL PENDING RUNNING NODE_FAIL NODE_FAIL"
+    states = "RUNNING NODE_FAIL PENDING RUNNING NODE_FAIL NODE_FAIL NODE_FAIL NODE_FAIL"
     show = SHOW.format("'$1'", "None", 1, "0:0")
     scontrol(fake_tool, f"echo >> {asked}; set -- {states}; shift $(($(wc -l < {asked}) - 1)); {show}")
     runner, ends = Runner(os.environ), []
     watch = JobWatch(runner, "7", ask(runner, "7"))
-    for _ in range(5):
+    for _ in range(7):
         watch._take(ask(runner, "7"))
         ends.append(watch.look().ended)
-    assert ends == [False, False, False, False, True]
+    assert ends == [False, False, False, False, True, True, True]
 
 
 def test_a_job_forgotten_in_the_middle_is_judged_by_its_run(fake_tool: FakeTool, tmp_path: Path) -> None:

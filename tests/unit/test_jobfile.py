@@ -376,6 +376,15 @@ def test_a_complete_checkpoint_stays(files: dict[str, str], tmp_path: Path) -> N
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"checkpoint-10"}
 
 
+def test_older_checkpoints_stay_whatever_they_lack(tmp_path: Path) -> None:
+    """`sifkit prune --optimizer-only` leaves such: they mislead nobody, since the newest is whole."""
+    out = tmp_path / "out"
+    plant(out / "checkpoint-9", INCOMPLETE["no optimizer"])
+    plant(out / "checkpoint-10", WHOLE)
+    run_file(render(make_job(make_launch(make_training(output_dir=str(out))), resume=RESUME)), tmp_path)
+    assert {path.name for path in out.iterdir()} == {"checkpoint-9", "checkpoint-10"}
+
+
 @pytest.mark.parametrize("files", [*INCOMPLETE.values()], ids=INCOMPLETE)
 def test_sifkit_outputs_judges_them_alike(files: dict[str, str], tmp_path: Path) -> None:
     """The shell in the job file and `sifkit outputs` must not disagree on where a run goes on."""
@@ -418,7 +427,9 @@ wait -n
 """
 
 
-def start_warned(tmp_path: Path, trainer: str, **changes: Any) -> subprocess.Popen[str]:
+def start_warned(
+    tmp_path: Path, trainer: str, environ: dict[str, str] | None = None, **changes: Any
+) -> subprocess.Popen[str]:
     """A job that goes on from checkpoint-10, its trainer at work."""
     out, place = tmp_path / "out", tmp_path / "run"
     plant(out / "checkpoint-10", WHOLE)
@@ -435,6 +446,7 @@ def start_warned(tmp_path: Path, trainer: str, **changes: Any) -> subprocess.Pop
         "SLURMD_NODENAME": "n1",
         "SLURM_JOB_NUM_NODES": "1",
         "TMPDIR": str(place),
+        **(environ or {}),
     }
     process = subprocess.Popen(["bash", place / "job.sbatch"], env=env, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 30
@@ -450,6 +462,14 @@ def test_a_warned_job_saves_and_is_requeued(tmp_path: Path) -> None:
     assert (process.returncode, (tmp_path / "run" / "scontrol").read_text()) == (0, "requeue 4711\n")
     assert "requeued, to go on from step 20" in said
     assert not list((tmp_path / "run").glob("sifkit-*"))
+
+
+def test_a_warned_task_requeues_itself_and_not_its_array(tmp_path: Path) -> None:
+    """The number of one task of an array is the array's, and `scontrol requeue` of that starts all tasks again."""
+    process = start_warned(tmp_path, FAKE_TRAINER, {"SLURM_ARRAY_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": "2"})
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=60)
+    assert (tmp_path / "run" / "scontrol").read_text() == "requeue 4711_2\n"
 
 
 def test_below_torchrun_the_ranks_alone_are_told(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from sifkit.rundir.checkpoints import Status
 from sifkit.rundir.prune import Removal, carry_out, identity_of, make_plan, mounts_below
 from sifkit.rundir.read import PRUNED, read_run
 from sifkit.rundir.running import QUIET, output_dir_of, quiet_after, signs_of_running
-from tests.unit.run_dirs import age, rows, tree, write, write_checkpoint, write_finished, write_unfinished
+from tests.unit.run_dirs import age, rows, state, tree, write, write_checkpoint, write_finished, write_unfinished
 from tests.unit.test_rundir_read import deepspeed
 
 
@@ -36,6 +36,17 @@ def prune(directory: Path, *, keep: int = 0, optimizer_only: bool = False) -> No
 
 def test_a_finished_runs_checkpoints_go(tmp_path: Path) -> None:
     assert plan_of(write_finished(tmp_path)) == ([], ["checkpoint-3", "checkpoint-6"])
+
+
+def test_a_run_that_ended_well_before_its_last_step_keeps_what_it_goes_on_from(tmp_path: Path) -> None:
+    """Told to end, transformers saves, and LLaMA-Factory writes the model as after the last step."""
+    directory = write_finished(tmp_path)
+    write(directory / "trainer_state.json", state(6, most=9))
+    write(directory / "trainer_log.jsonl", rows(range(1, 7), most=9))
+    assert plan_of(directory) == (["checkpoint-6"], ["checkpoint-3"])
+    _, going = plan_of(directory, optimizer_only=True)
+    assert going
+    assert not any(name.startswith("checkpoint-6/") for name in going)
 
 
 def test_an_unfinished_run_keeps_what_it_goes_on_from(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_run_that_its_trainer_ended_early_says_so(tmp_path: Path) -> None:
     directory = write_finished(tmp_path)
     write(directory / "trainer_state.json", state(6, most=9))
     write(directory / "trainer_log.jsonl", rows(range(1, 7), most=9))
-    assert how_far(read_run(directory)) == "finished at step 6 of 9 (ended early by the trainer itself)"
+    assert how_far(read_run(directory)) == "finished at step 6 of 9 (stopped early by itself, or told to end)"
 
 
 def test_a_stopped_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:
