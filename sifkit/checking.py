@@ -25,7 +25,7 @@ from sifkit.gather.config import Case, config_of, parse_all_inside, read_config
 from sifkit.gather.host import gather_host
 from sifkit.gather.image import image_facts
 from sifkit.gather.image_record import identity_of, read_record
-from sifkit.gather.jobscript import read_script
+from sifkit.gather.jobscript import bytes_of, read_script
 from sifkit.gather.site import default_partition, site_facts
 from sifkit.gather.whole import Surroundings, facts_of
 from sifkit.launch import find_config
@@ -40,8 +40,6 @@ from sifkit.store import Store
 from sifkit.tools import Tools
 from sifkit.verify.container import IN_CHECKOUT, Container
 from sifkit.verify.nvml import read_host, visible_devices
-
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
@@ -207,7 +205,7 @@ def _job(asked: Asked, site: Site, partition: Partition | None) -> JobFacts:
         nodes=asked.nodes,
         gpus=gpus,
         cpus=asked.cpus or site.slurm.cpus or (int(node.cpus * share) if node else None),
-        memory=_bytes(memory) if memory else (int(node.memory_mb * share) * 2**20 if node else None),
+        memory=_memory(memory) if memory else (int(node.memory_mb * share) * 2**20 if node else None),
         time=parse_time(limit) if limit else None,
         requeue=site.slurm.requeue if asked.requeue is None else asked.requeue,
         torchrun=asked.nodes * gpus > 1,
@@ -224,7 +222,7 @@ def job_facts(job: Job) -> JobFacts:
         nodes=wanted.nodes,
         gpus=wanted.gpus,
         cpus=wanted.cpus,
-        memory=_bytes(wanted.memory) if wanted.memory else None,
+        memory=_memory(wanted.memory) if wanted.memory else None,
         time=wanted.time,
         requeue=job.resume is not None,
         torchrun=job.torchrun,
@@ -253,10 +251,12 @@ def _visible(environ: Mapping[str, str]) -> int:
         return 0
 
 
-def _bytes(memory: str) -> int:
-    """As sbatch writes it: 64G; a number alone counts megabytes."""
-    unit = memory[-1].upper()
-    return int(memory[:-1]) * _UNITS[unit] if unit in _UNITS else int(memory) * _UNITS["M"]
+def _memory(asked: str) -> int | None:
+    """Bytes on a node; None for all that it has, which sbatch writes as 0. Raises `UsageError` for no amount."""
+    found = bytes_of(asked)
+    if found is None:
+        raise UsageError(f"--mem {asked!r} is no amount of memory", "write it as 64G")
+    return found or None
 
 
 # ---------------------------------------------------------------------------------------------- judging

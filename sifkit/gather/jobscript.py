@@ -69,15 +69,16 @@ def _cpus(script: Script) -> int | None:
 
 def _memory(script: Script) -> int | None:
     """On each node, in bytes; None where it is not said, or is all of the node's (`--mem=0`)."""
-    if (given := _bytes(script.value("mem"))) is not None:
+    if (given := bytes_of(script.value("mem"))) is not None:
         return given or None
-    if (each := _bytes(script.value("mem-per-gpu"))) is not None and script.gpus:
+    if (each := bytes_of(script.value("mem-per-gpu"))) is not None and script.gpus:
         return each * script.gpus
-    each, cpus = _bytes(script.value("mem-per-cpu")), _cpus(script)
+    each, cpus = bytes_of(script.value("mem-per-cpu")), _cpus(script)
     return each * cpus if each is not None and cpus else None
 
 
-def _bytes(text: str | None) -> int | None:
+def bytes_of(text: str | None) -> int | None:
+    """An amount of memory as sbatch takes it: 64G, 64GB; a number alone counts megabytes. None for no amount."""
     match = re.fullmatch(r"(\d+)([KMGT]?)B?", (text or "").upper())
     return int(match[1]) * _UNITS[match[2] or "M"] if match else None
 

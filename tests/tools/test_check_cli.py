@@ -93,6 +93,7 @@ def test_a_recipe_is_found_below_the_checkout(ground: Ground) -> None:
         (["train.yaml", "--ignore", "unknown-keys"], "did you mean unknown-key?"),
         (["train.yaml", "--format", "xml"], "xml"),
         (["train.yaml", "--time", "soon"], "soon"),
+        (["train.yaml", "--mem", "1.5T"], "--mem '1.5T' is no amount of memory"),
     ],
 )
 def test_a_wrong_command_line_is_named(
@@ -100,6 +101,12 @@ def test_a_wrong_command_line_is_named(
 ) -> None:
     assert main(["check", *words]) == Exit.USAGE
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("memory", "codes"), [("0", []), ("64GB", []), ("64g", []), ("1G", ["SLM005"])])
+def test_memory_is_read_as_sbatch_reads_it(ground: Ground, memory: str, codes: list[str]) -> None:
+    (one,) = ground.check("train.yaml", "--mem", memory, "--select", "SLM005")
+    assert [each["code"] for each in one["findings"]] == codes
 
 
 def test_overrides_are_judged_and_a_long_one_is_one_too(ground: Ground) -> None:
