@@ -7,6 +7,7 @@ configuration (apptainer.conf: mount home, mount tmp, bind path).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ def is_seen(place: Path, facts: Facts) -> bool | None:
     if facts.host is None or _binds_more(facts.host.apptainer_config):
         return None
     return False
+
+
+def checkout_is_the_place(facts: Facts) -> bool:
+    """Whether the run starts in IN_CHECKOUT: in our jobs it does, in others if they bind something there."""
+    job = facts.job
+    return job is None or job.ours or re.search(rf":{IN_CHECKOUT}(?![\w./-])", job.script) is not None
 
 
 def _bound(facts: Facts) -> Iterator[Path]:

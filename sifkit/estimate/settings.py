@@ -18,6 +18,8 @@ _NOT_ESTIMATED = (
     *("use_unsloth", "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon", "use_kt", "use_llama_pro"),
     *("use_hyper_parallel", "mixture_of_depths", "shift_attn", "use_asft_loss", "fp8", "neftune_noise_alpha"),
 )
+# Parts of a multimodal model that are frozen when nothing is said: llamafactory/hparams/finetuning_args.py.
+_FROZEN_PARTS = {"freeze_vision_tower": True, "freeze_multi_modal_projector": True, "freeze_language_model": False}
 _PAIRED = ("dpo", "rm")  # two sequences for each row
 
 
@@ -104,9 +106,14 @@ def read_settings(value: Value, deepspeed: Mapping[str, Any] | None) -> Settings
         return Unknown(f"there is no estimate for finetuning_type {method}")
     if value("quantization_bit") and (value("quantization_method") or "bnb") != "bnb":
         return Unknown(f"there is no estimate for quantization_method {value('quantization_method')}")
+    tower = next((key for key, usual in _FROZEN_PARTS.items() if value(key) is (not usual)), None)
+    if tower:
+        return Unknown(f"there is no estimate for {tower}: {str(value(tower)).lower()}")
     sharding = _sharding(value, deepspeed)
     if isinstance(sharding, Unknown):
         return sharding
+    if sharding.deepspeed and sharding.stage and _half(value) is Half.NONE:
+        return Unknown("there is no estimate for deepspeed without bf16 and fp16")
     numbers = _numbers(value)
     if isinstance(numbers, Unknown):
         return numbers

@@ -117,6 +117,19 @@ def test_a_model_below_mnt_is_hidden_by_the_checkout(tree: Tree) -> None:
     assert good.found(tree.look(deepspeed="/mnt/data/dataset_info.json"), "DAT014") == ()
 
 
+@pytest.mark.parametrize(
+    ("bind", "found"),
+    [("$PWD:/mnt", True), ("$PWD:/mnt:ro", True), ("/mnt/nfs:/mnt/nfs", False), ("/data:/mnt/data", False)],
+)
+def test_in_a_job_file_of_the_users_own_mnt_is_the_checkout_only_where_it_says_so(
+    tree: Tree, bind: str, found: bool
+) -> None:
+    script = f"#!/bin/bash\ncd LLaMA-Factory\napptainer exec --bind {bind} x.sif llamafactory-cli train x.yaml\n"
+    job = replace(good.JOB, ours=False, script=script, script_path=Path("job.sh"))
+    facts = replace(tree.look(model_name_or_path="/mnt/nfs/llama", output_dir="../saves"), job=job)
+    assert {each.code for each in good.found(facts, "DAT013", "DAT014")} == ({"DAT013", "DAT014"} if found else set())
+
+
 @pytest.mark.parametrize("key", ["output_dir", "tokenized_path"])
 def test_writing_into_the_shared_checkout_is_found(tree: Tree, key: str) -> None:
     changes: dict[str, Any] = {"output_dir": "/out", key: "saves/x"}

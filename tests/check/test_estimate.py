@@ -213,6 +213,9 @@ def test_without_auto_wrap_fsdp_is_not_estimated() -> None:
         ({"per_device_train_batch_size": "4"}, "per_device_train_batch_size is '4'"),
         ({"finetuning_type": "lora", "lora_target": "c_attn"}, "modules"),
         ({"quantization_bit": 8, "quantization_method": "hqq"}, "hqq"),
+        ({"freeze_language_model": True}, "freeze_language_model: true"),
+        ({"freeze_vision_tower": False}, "freeze_vision_tower: false"),
+        ({"deepspeed": {"zero_optimization": {"stage": 3}}, "bf16": False}, "deepspeed without bf16 and fp16"),
     ],
 )
 def test_what_was_not_measured_is_not_estimated(values: dict[str, Any], reason: str) -> None:

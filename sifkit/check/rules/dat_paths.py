@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sifkit.check.facts import Facts, Kind, PathFacts
-from sifkit.check.places import IN_CHECKOUT, READ, WRITTEN, is_seen, texts_of
+from sifkit.check.places import IN_CHECKOUT, READ, WRITTEN, checkout_is_the_place, is_seen, texts_of
 from sifkit.check.rule import Found, NotChecked, rule
 from sifkit.check.rules.dat import checkout_of, is_hidden, leaves_checkout, used
 from sifkit.estimate.numbers import is_count
@@ -68,6 +68,8 @@ def _is_elsewhere(path: PathFacts) -> bool:
 )
 def path_leaves_checkout(facts: Facts) -> Iterator[Found]:
     """A relative path climbs out of the checkout."""
+    if not checkout_is_the_place(facts):
+        return
     values = facts.config.values
     for key in dict.fromkeys((*READ, *WRITTEN)):
         for text in texts_of(values, key):
@@ -91,6 +93,8 @@ def path_leaves_checkout(facts: Facts) -> Iterator[Found]:
 )
 def hidden_by_checkout(facts: Facts) -> Iterator[Found]:
     """A path below /mnt, where the container has the checkout, and the checkout has no such file."""
+    if not checkout_is_the_place(facts):
+        return
     for words, path in _looked_at(facts):
         if is_hidden(path) and not path.exists and path.key not in WRITTEN:
             below = Path(path.text).relative_to(IN_CHECKOUT)
