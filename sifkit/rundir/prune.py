@@ -61,7 +61,7 @@ def make_plan(run: Run, *, keep: int = 0, optimizer_only: bool = False) -> Plan:
     """What may go. Pure. `keep`: the newest so many stay whole, beside those that must."""
     must = protected(run, keep)
     if optimizer_only:
-        return _optimizer_plan(run, must if run.goes_on_from else _newest(run, keep))
+        return _optimizer_plan(run, must if run.has_steps_left else _newest(run, keep))
     kept = [Kept(name, why) for name, why in must.items()]
     removals = [Removal(each.name, each.size, _why(each, run)) for each in run.checkpoints if each.name not in must]
     return Plan(run.directory, (*kept, *_links(run)), (*_leftovers(run), *removals))
@@ -72,7 +72,7 @@ def protected(run: Run, keep: int) -> dict[str, str]:
     must = _newest(run, keep)
     if any(each.name == run.best for each in run.checkpoints):
         must[str(run.best)] = "the best one of the evaluations"
-    if last := run.goes_on_from:
+    if run.has_steps_left and (last := run.resumable):
         must[last.name] = "the newest complete one: the run has not done all its steps, and goes on from it"
     only_model = (run.end is End.UNFINISHED and not run.resumable) or run.missing
     if only_model and (model := newest(run.checkpoints, Status.COMPLETE, Status.MODEL_ONLY)):
@@ -91,7 +91,7 @@ def _newest(run: Run, keep: int) -> dict[str, str]:
 def _why(checkpoint: Checkpoint, run: Run) -> str:
     if checkpoint.status is Status.INCOMPLETE:
         return f"incomplete: {'; '.join(checkpoint.problems)}"
-    return "the run is finished" if run.end is not End.UNFINISHED else "there is a newer complete one"
+    return "there is a newer complete one" if run.has_steps_left else "the run is finished"
 
 
 def _optimizer_plan(run: Run, whole: dict[str, str]) -> Plan:

@@ -78,13 +78,15 @@ class Run:
 
         Both end well, and leave the same files.
         """
-        steps = (self.state.global_step, self.state.max_steps) if self.state else (None, None)
-        return self.end is End.FINISHED and None not in steps and steps[0] < steps[1]  # type: ignore[operator]
+        if self.end is not End.FINISHED or self.state is None:
+            return False
+        step, most = self.state.global_step, self.state.max_steps
+        return step is not None and most is not None and step < most
 
     @property
-    def goes_on_from(self) -> Checkpoint | None:
-        """The checkpoint that a run needs which has not done all its steps."""
-        return self.resumable if self.end is End.UNFINISHED or self.ended_early else None
+    def has_steps_left(self) -> bool:
+        """Whether the same command, given again, may have something to do."""
+        return self.end is End.UNFINISHED or self.ended_early
 
     @property
     def best(self) -> str | None:
